@@ -1,0 +1,59 @@
+"""Gated linear units on MLX: layers, checkpoint conversion, text generation.
+
+Names are imported when they are first used, so ``import mlx_glu`` is fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from . import blas
+
+if TYPE_CHECKING:
+    from .conversion import convert
+    from .generation import GenerationResponse, generate, stream_generate
+    from .layers import GatedMLP, glu_hidden_size
+    from .loading import load, load_model
+    from .ops import QuantizedWeight, glu_linear, glu_mul
+    from .variants import VARIANTS, Variant
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "convert": "conversion",
+    "GenerationResponse": "generation",
+    "generate": "generation",
+    "stream_generate": "generation",
+    "GatedMLP": "layers",
+    "glu_hidden_size": "layers",
+    "load": "loading",
+    "load_model": "loading",
+    "QuantizedWeight": "ops",
+    "glu_linear": "ops",
+    "glu_mul": "ops",
+    "VARIANTS": "variants",
+    "Variant": "variants",
+}
+__all__ = [
+    "VARIANTS",
+    "GatedMLP",
+    "GenerationResponse",
+    "QuantizedWeight",
+    "Variant",
+    "convert",
+    "generate",
+    "glu_hidden_size",
+    "glu_linear",
+    "glu_mul",
+    "load",
+    "load_model",
+    "stream_generate",
+]
+
+# Only a BLAS that is there before MLX can serve it.
+blas.preload()
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mlx_glu' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

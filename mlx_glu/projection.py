@@ -1,0 +1,112 @@
+"""``x @ weight.T + bias`` by stock operations, the way each device runs it best.
+
+MLX's CPU backend needs help: 16-bit quantized products accumulate in 16 bits and
+are wrong by percents, and only a float32 product under a threaded BLAS uses more
+than one core. Measurements: bench/LOG.md, 2026-11-22.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import mlx.core as mx
+
+from . import blas
+from .quantization import Quantization, QuantizedWeight, Weight, dequantize
+
+#: Rows of x from which unpacking the weight first pays, under a fast BLAS.
+UNPACK_FROM = {"affine": 4, "mxfp4": 32, "mxfp8": 32, "nvfp4": 32}
+
+#: Multiplications below which a second core costs more than it gives.
+SPLIT_FROM = 1 << 18
+
+
+def linear(x: mx.array, weight: Weight, bias: mx.array | None = None) -> mx.array:
+    """Project with stock operations: ``x @ weight.T + bias``.
+
+    The only place where this package calls a stock projection.
+
+    Args:
+        x: [..., K] activations.
+        weight: [N, K] array, or a quantized one.
+        bias: [N], or None.
+
+    Returns:
+        [..., N] array of the dtype of ``x``.
+    """
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    run = _on_cpu if on_cpu else _product
+    y = run(x, weight)
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def _product(x: mx.array, weight: Weight) -> mx.array:
+    if not isinstance(weight, QuantizedWeight):
+        return x @ weight.T
+    return mx.quantized_matmul(
+        x,
+        weight.weight,
+        weight.scales,
+        weight.biases,
+        transpose=True,
+        group_size=weight.group_size,
+        bits=weight.bits,
+        mode=weight.mode,
+    )
+
+
+def _on_cpu(x: mx.array, weight: Weight) -> mx.array:
+    M, K = x.size // x.shape[-1], x.shape[-1]
+    if isinstance(weight, QuantizedWeight):
+        x, weight = x.astype(mx.float32), _float32_scales(weight)
+        if UNPACK_FROM[weight.mode] <= M and blas.is_fast():
+            weight = dequantize(*weight[:3], Quantization(*weight[3:]))
+    is_threaded = not isinstance(weight, QuantizedWeight) and x.dtype == mx.float32
+    if is_threaded and blas.is_fast():
+        return _product(x, weight)
+    if M * K * _rows(weight) < SPLIT_FROM or len(_streams()) < 2:
+        return _product(x, weight)
+    return _split(x, weight)
+
+
+def _split(x: mx.array, weight: Weight) -> mx.array:
+    """Give each core some of the weight's rows."""
+    streams, N = _streams(), _rows(weight)
+    cuts = [N * i // len(streams) for i in range(len(streams) + 1)]
+    parts = []
+    for stream, start, end in zip(streams, cuts, cuts[1:], strict=False):
+        with mx.stream(stream):
+            parts.append(_product(x, _take_rows(weight, start, end)))
+    return mx.concatenate(parts, axis=-1)
+
+
+def _take_rows(weight: Weight, start: int, end: int) -> Weight:
+    if not isinstance(weight, QuantizedWeight):
+        return weight[start:end]
+    biases = weight.biases
+    return weight._replace(
+        weight=weight.weight[start:end],
+        scales=weight.scales[start:end],
+        biases=None if biases is None else biases[start:end],
+    )
+
+
+def _float32_scales(weight: QuantizedWeight) -> QuantizedWeight:
+    if weight.biases is None:
+        return weight
+    return weight._replace(
+        scales=weight.scales.astype(mx.float32),
+        biases=weight.biases.astype(mx.float32),
+    )
+
+
+def _rows(weight: Weight) -> int:
+    array = weight.weight if isinstance(weight, QuantizedWeight) else weight
+    return array.shape[0]
+
+
+@cache
+def _streams() -> list[mx.Stream]:
+    """One CPU stream a core; MLX runs each on a thread of its own."""
+    return [mx.new_stream(mx.cpu) for _ in range(min(4, os.cpu_count() or 1))]

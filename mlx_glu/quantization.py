@@ -1,0 +1,186 @@
+"""MLX's quantization formats: which exist, and what tensors and configs say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from .safetensors import TensorInfo
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a weight is packed.
+
+    Attributes:
+        group_size: weights that share a scale.
+        bits: of one packed weight.
+        mode: a key of ``MODES``.
+    """
+
+    group_size: int
+    bits: int
+    mode: str = "affine"
+
+    def __str__(self) -> str:
+        return f"{self.bits}-bit {self.mode}, group size {self.group_size}"
+
+    def as_config(self) -> dict[str, Any]:
+        """The block of ``config.json``."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+    def packed(self, dense: TensorInfo) -> dict[str, TensorInfo]:
+        """What a dense weight [..., K] of this dtype becomes, by suffix."""
+        *rows, K = dense.shape
+        groups = (*rows, K // self.group_size)
+        affine = self.mode == "affine"
+        scale = TensorInfo(dense.dtype if affine else mx.uint8, groups)
+        parts = {
+            "weight": TensorInfo(mx.uint32, (*rows, K * self.bits // 32)),
+            "scales": scale,
+        }
+        return parts | ({"biases": scale} if affine else {})
+
+
+class QuantizedWeight(NamedTuple):
+    """A weight matrix [N, K] as ``mx.quantize`` packs it, rows are outputs.
+
+    Attributes:
+        weight: uint32 [N, K * bits / 32].
+        scales: [N, K / group_size], float for "affine", uint8 otherwise.
+        biases: as ``scales`` for "affine", None otherwise.
+        group_size: columns that share a scale.
+        bits: bits per element.
+        mode: "affine", "mxfp4", "mxfp8" or "nvfp4".
+    """
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array | None
+    group_size: int
+    bits: int
+    mode: str
+
+
+Weight = mx.array | QuantizedWeight
+
+
+@dataclass(frozen=True)
+class _Mode:
+    group_sizes: tuple[int, ...]
+    bits: tuple[int, ...]
+    default: tuple[int, int]
+
+
+#: mode -> its group sizes and bits, and the (group_size, bits) of mlx-lm.
+MODES = {
+    "affine": _Mode((32, 64, 128), (2, 3, 4, 5, 6, 8), (64, 4)),
+    "mxfp4": _Mode((32,), (4,), (32, 4)),
+    "mxfp8": _Mode((32,), (8,), (32, 8)),
+    "nvfp4": _Mode((16,), (4,), (16, 4)),
+}
+
+
+def choose(
+    mode: str = "affine", group_size: int | None = None, bits: int | None = None
+) -> Quantization:
+    """A format from what a user asked for; None takes the mode's default.
+
+    Raises:
+        ValueError: MLX has no such format; the message lists what it has.
+    """
+    if mode not in MODES:
+        raise ValueError(
+            f"[quantize] mode {mode!r} does not exist; choose from {', '.join(MODES)}"
+        )
+    known = MODES[mode]
+    group_size = known.default[0] if group_size is None else group_size
+    bits = known.default[1] if bits is None else bits
+    for name, value, allowed in (
+        ("group size", group_size, known.group_sizes),
+        ("bits", bits, known.bits),
+    ):
+        if value not in allowed:
+            listed = ", ".join(map(str, allowed))
+            raise ValueError(f"[quantize] {mode} has {name} {listed}; got {value}")
+    return Quantization(group_size, bits, mode)
+
+
+def read_off(
+    name: str, K: int, tensors: Mapping[str, TensorInfo]
+) -> Quantization | None:
+    """The format of module ``name`` with K inputs, from shapes and dtypes alone.
+
+    Tensors cannot be out of date, while config blocks lack keys, hold nulls or
+    name modules by other paths.
+
+    Returns:
+        None when the weight is not packed.
+
+    Raises:
+        ValueError: scales that fit no format; the message names the module.
+    """
+    weight, scales = tensors.get(f"{name}.weight"), tensors.get(f"{name}.scales")
+    if weight is None or scales is None:
+        return None
+    columns, groups = weight.shape[-1], scales.shape[-1]
+    bits, odd_bits = divmod(columns * 32, K)
+    group_size, odd_group = divmod(K, groups) if groups else (0, 1)
+    modes = [
+        mode
+        for mode, known in MODES.items()
+        if group_size in known.group_sizes
+        and bits in known.bits
+        and (scales.dtype == mx.uint8) == (mode != "affine")
+    ]
+    if not modes or odd_bits or odd_group or weight.dtype != mx.uint32:
+        raise ValueError(
+            f"[load] {name}: weight {list(weight.shape)} ({weight.dtype}) with scales "
+            f"{list(scales.shape)} ({scales.dtype}) is no quantization of {K} inputs "
+            "that MLX has"
+        )
+    return Quantization(group_size, bits, modes[0])
+
+
+def config_block(chosen: Mapping[str, Quantization | None]) -> dict[str, Any] | None:
+    """The ``quantization`` block for modules and their formats (None: float).
+
+    The commonest format is the default; every other module has its own entry,
+    and a module that stays float is false, as mlx-lm writes it.
+    """
+    formats = [f for f in chosen.values() if f is not None]
+    if not formats:
+        return None
+    common = max(dict.fromkeys(formats), key=formats.count)
+    block = common.as_config()
+    for name, own in chosen.items():
+        if own is None:
+            block[name] = False
+        elif own != common:
+            block[name] = own.as_config()
+    return block
+
+
+def dequantize(
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    quantization: Quantization,
+    dtype: mx.Dtype = mx.float32,
+) -> mx.array:
+    """Unpack to [N, K]; computed in float32, rounded once to ``dtype``."""
+    q = quantization
+    if q.mode == "affine":
+        assert biases is not None
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    dense = mx.dequantize(
+        weight,
+        scales,
+        biases,
+        group_size=q.group_size,
+        bits=q.bits,
+        mode=q.mode,
+        dtype=mx.float32,
+    )
+    return dense.astype(dtype)
