@@ -1,0 +1,213 @@
+"""``config.json`` in one normal form, whichever transformers wrote it.
+
+transformers 4 wrote ``rope_theta``, ``rope_scaling`` and
+``sliding_window_pattern``; transformers 5 writes ``rope_parameters`` and
+``layer_types``. Both are read here, and nowhere else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .families import FULL, SLIDING, Config, Family, family_of
+from .rope import RopeParameters
+from .variants import resolve
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A LLaMA- or Gemma-family decoder. Names are Hugging Face's where it has one.
+
+    Attributes:
+        variant: the FFN's key in ``variants.VARIANTS``, from ``hidden_act``.
+        layer_types: ``full_attention`` or ``sliding_attention``, one a layer.
+        rope: rotary settings by layer type.
+        qkv_bias: q, k and v projections have biases.
+        out_bias: the attention's output projection has one.
+        qk_norm: queries and keys are normalised per head.
+        query_scale: factor on the attention scores.
+        tie_word_embeddings: None where ``config.json`` is silent; the tensors
+            decide then.
+    """
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    variant: str
+    max_position_embeddings: int
+    layer_types: tuple[str, ...]
+    sliding_window: int | None
+    rope: Mapping[str, RopeParameters]
+    query_scale: float
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+
+    @classmethod
+    def from_dict(cls, config: Config) -> "ModelConfig":
+        """Read a ``config.json``.
+
+        Raises:
+            ValueError: an unknown ``model_type``, ``hidden_act``, ``rope_type``
+                or quantization; a missing or impossible size.
+        """
+        family = family_of(config)
+        given = {k: v for k, v in config.items() if v is not None or k in _NULLABLE}
+        c = {**family.defaults, **given}
+        check_quant_method(config)
+        sizes = {key: _size(c, key) for key in _SIZES}
+        heads = sizes["num_attention_heads"]
+        kv_heads = _size({"num_key_value_heads": heads, **c}, "num_key_value_heads")
+        if heads % kv_heads:
+            raise ValueError(
+                f"[config] num_attention_heads {heads} is not a multiple of "
+                f"num_key_value_heads {kv_heads}"
+            )
+        if "head_dim" not in c and sizes["hidden_size"] % heads:
+            raise ValueError(
+                f"[config] hidden_size {sizes['hidden_size']} is not a multiple of "
+                f"num_attention_heads {heads}, and there is no head_dim"
+            )
+        head_dim = _size({"head_dim": sizes["hidden_size"] // heads, **c}, "head_dim")
+        if c.get("use_bidirectional_attention"):
+            raise ValueError(
+                "[config] use_bidirectional_attention is set: this checkpoint is "
+                "an encoder; mlx_glu generates text with causal models only"
+            )
+        layer_types, window = _layer_types(c, family, sizes["num_hidden_layers"])
+        return cls(
+            model_type=c["model_type"],
+            **sizes,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=float(c["rms_norm_eps"]),
+            variant=family.variant or resolve(str(c["hidden_act"])).name,
+            layer_types=layer_types,
+            sliding_window=window,
+            rope={kind: _rope(config, c, kind) for kind in (FULL, SLIDING)},
+            query_scale=float(c.get("query_pre_attn_scalar", head_dim)) ** -0.5,
+            qkv_bias=bool(c.get("attention_bias", family.qkv_bias)),
+            out_bias=bool(c.get("attention_bias", False)) and family.out_bias,
+            mlp_bias=bool(c.get("mlp_bias", False)),
+            qk_norm=family.qk_norm,
+            tie_word_embeddings=c.get("tie_word_embeddings"),
+            attn_logit_softcapping=c.get("attn_logit_softcapping"),
+            final_logit_softcapping=c.get("final_logit_softcapping"),
+        )
+
+
+def export(config: Config, read: ModelConfig) -> dict[str, Any]:
+    """A ``config.json`` that transformers 4 and 5 and mlx-lm all read alike.
+
+    What each of them would guess or ignore is spelled out in its own keys; keys
+    that this package does not know pass through.
+    """
+    dropped = ("_name_or_path", "quantization", "quantization_config")
+    c = {key: value for key, value in config.items() if key not in dropped}
+    c["head_dim"] = read.head_dim
+    c["num_key_value_heads"] = read.num_key_value_heads
+    c["tie_word_embeddings"] = bool(read.tie_word_embeddings)
+    full, sliding = read.rope[FULL], read.rope[SLIDING]
+    c["rope_theta"] = full.theta
+    c["rope_scaling"] = None if full.rope_type == "default" else full.as_config()
+    c["rope_parameters"] = full.as_config() | {"rope_theta": full.theta}
+    if full != sliding:
+        c["rope_local_base_freq"] = sliding.theta
+        c["rope_parameters"] = {
+            FULL: c["rope_parameters"],
+            SLIDING: sliding.as_config() | {"rope_theta": sliding.theta},
+        }
+    # Not where all layers slide: mlx-lm's llama wants at least one that does not.
+    if {FULL, SLIDING} == set(read.layer_types):
+        c["layer_types"] = list(read.layer_types)
+        if "sliding_window_pattern" in family_of(config).defaults:
+            c["sliding_window_pattern"] = read.layer_types.index(FULL) + 1
+    return c
+
+
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+#: Keys whose explicit null means "none", not "the family's default".
+_NULLABLE = (
+    "sliding_window",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+
+
+def check_quant_method(config: Config) -> None:
+    """Refuse weights packed by a method this package cannot read.
+
+    Raises:
+        ValueError: ``quantization_config`` names a ``quant_method``; MLX's own
+            block has none.
+    """
+    block = config.get("quantization_config")
+    method = block.get("quant_method") if isinstance(block, Mapping) else None
+    if method is not None:
+        raise ValueError(
+            f"[config] quant_method {method!r} is not supported; "
+            "use the unquantized checkpoint, or one in MLX format"
+        )
+
+
+def _size(c: Config, key: str) -> int:
+    value = c.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        got = "is missing" if value is None else f"is {value!r}"
+        raise ValueError(f"[config] {key} must be a positive integer; it {got}")
+    return value
+
+
+def _layer_types(
+    c: Config, family: Family, layers: int
+) -> tuple[tuple[str, ...], int | None]:
+    kinds = family.windows(c, layers)
+    if len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
+        raise ValueError(
+            f"[config] layer_types must name {FULL!r} or {SLIDING!r} for each of "
+            f"the {layers} layers, got {kinds!r}"
+        )
+    if SLIDING not in kinds:
+        return tuple(kinds), None
+    if c.get("sliding_window") is None:
+        return (FULL,) * layers, None
+    return tuple(kinds), _size(c, "sliding_window")
+
+
+def _rope(config: Config, c: Config, kind: str) -> RopeParameters:
+    """The rotary settings of the layers of one ``kind``."""
+    block = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if kind == SLIDING and "rope_local_base_freq" in c:
+        # Gemma 3: the settings of a flat block are those of the full layers.
+        block, theta = block.get(SLIDING) or {}, c["rope_local_base_freq"]
+    else:
+        block, theta = block.get(kind) or block, c["rope_theta"]
+    old = c.get("original_max_position_embeddings")
+    if old is not None:
+        block = {**block, "original_max_position_embeddings": old}
+    share = block.get("partial_rotary_factor", c.get("partial_rotary_factor"))
+    return RopeParameters(
+        theta=float(block.get("rope_theta") or theta),
+        max_position_embeddings=c["max_position_embeddings"],
+        rope_type=block.get("rope_type") or block.get("type") or "default",
+        scaling=block,
+        partial_rotary_factor=1.0 if share is None else float(share),
+    )

