@@ -1,0 +1,62 @@
+"""The ``mlx-glu`` command: results on stdout, everything else on stderr."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .commands import COMMANDS
+
+DESCRIPTION = """\
+Run, convert and study models whose feed-forward layers are gated linear units.
+
+  mlx-glu convert                                   get the default model
+  mlx-glu generate --prompt "Why is the sky blue?"  ask it
+  mlx-glu chat                                      talk to it
+  mlx-glu convert --hf-path ORG/MODEL --mlx-path FOLDER -q
+  mlx-glu generate --model FOLDER --prompt "..."
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 on a user's mistake, 130 on Ctrl-C."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output left; nothing more can be said to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        sys.exit(_fail(error))
+    except KeyboardInterrupt:
+        print("mlx-glu: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with all commands; building it imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="mlx-glu",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.HELP,
+            description=command.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_args(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def _fail(error: Exception) -> int:
+    print(f"mlx-glu: error: {error}", file=sys.stderr)
+    return 2

@@ -1,0 +1,167 @@
+"""What ``generate`` and ``chat`` share: flags, loading, the streamed answer."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..generation import GenerationResponse
+    from ..models.llama import Cache, Model
+    from ..sample import Sampling
+    from ..tokenizer import Tokenizer
+
+
+def add_args(parser: argparse.ArgumentParser) -> None:
+    """Flags as in mlx_lm.generate."""
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="PATH",
+        help="MLX or Hugging Face folder, .gguf file or Hub id "
+        "(default: the default model, which `mlx-glu convert` makes)",
+    )
+    add("--system-prompt", metavar="TEXT", help="put before the conversation")
+    add("-m", "--max-tokens", type=int, default=256, metavar="N", help="(256)")
+    add("--temp", type=float, default=0.0, help="temperature; 0 is greedy (0)")
+    add("--top-p", type=float, default=1.0, help="nucleus sampling; 1 is off (1)")
+    add("--top-k", type=int, default=0, help="likeliest tokens kept; 0 is off (0)")
+    add("--min-p", type=float, default=0.0, help="share of the top token's p (0)")
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="(1: off)")
+    add(
+        "--repetition-context-size",
+        type=int,
+        metavar="N",
+        help="last tokens it looks at (default: all)",
+    )
+    add(
+        "--logit-bias",
+        action="append",
+        default=[],
+        metavar="ID=X",
+        help="add X to the logit of a token id; can be repeated",
+    )
+    add("--seed", type=int, help="makes sampling repeatable")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the answer before this text; can be repeated",
+    )
+    add("--prefill-step-size", type=int, default=2048, metavar="N", help="(2048)")
+    add(
+        "--chat-template-config",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help='arguments of the chat template, as {"enable_thinking": false}',
+    )
+
+
+def sampling(args: argparse.Namespace) -> "Sampling":
+    """The sampling rules of the flags."""
+    from ..sample import Sampling
+
+    if args.prefill_step_size < 1:
+        raise ValueError("--prefill-step-size must be at least 1")
+    if args.max_tokens < 1:
+        raise ValueError("--max-tokens must be at least 1")
+    return Sampling(
+        temp=args.temp,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        repetition_context_size=args.repetition_context_size,
+        logit_bias=dict(_bias(item) for item in args.logit_bias),
+        seed=args.seed,
+    )
+
+
+def load(args: argparse.Namespace) -> "tuple[Model, Tokenizer]":
+    """Load the model of --model, or the default one; notes go to stderr."""
+    from ..hub import find_default
+    from ..loading import load as load_path
+
+    path = args.model or find_default()
+    model, tokenizer = load_path(path)
+    print(f"{path}: {model.representation}", file=sys.stderr)
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return model, tokenizer
+
+
+def answer(
+    model: "Model",
+    tokenizer: "Tokenizer",
+    ids: Sequence[int],
+    args: argparse.Namespace,
+    rules: "Sampling",
+    cache: "Cache | None" = None,
+    said: "list[GenerationResponse] | None" = None,
+) -> "GenerationResponse":
+    """Stream an answer to stdout; ``said`` collects its steps as they come."""
+    from tqdm import tqdm
+
+    from ..generation import stream_generate
+
+    bar = tqdm(
+        total=len(ids),
+        desc="prompt",
+        unit="tok",
+        leave=False,
+        # A short prompt needs no bar.
+        disable=None if len(ids) > args.prefill_step_size else True,
+    )
+
+    def progress(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    response = None
+    for response in stream_generate(
+        model,
+        tokenizer,
+        ids,
+        max_tokens=args.max_tokens,
+        sampling=rules,
+        stop=args.stop,
+        prompt_cache=cache,
+        prefill_step_size=args.prefill_step_size,
+        prompt_progress_callback=progress,
+    ):
+        if said is not None:
+            said.append(response)
+        print(response.text, end="", flush=True)
+    print(flush=True)
+    assert response is not None
+    return response
+
+
+def encode_chat(
+    tokenizer: "Tokenizer", messages: list[dict[str, Any]], args: argparse.Namespace
+) -> list[int]:
+    """Token ids of a conversation, up to where the answer begins."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, **args.chat_template_config
+    )
+    return ids
+
+
+def system_messages(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The conversation before the user's first message."""
+    text = args.system_prompt
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _bias(item: str) -> tuple[int, float]:
+    token, _, value = item.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError as error:
+        raise ValueError(
+            f"--logit-bias {item!r} must be ID=X, a token id and a number"
+        ) from error

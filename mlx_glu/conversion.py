@@ -1,0 +1,307 @@
+"""Convert a checkpoint to the community's MLX format, one tensor at a time.
+
+The folder is what mlx-lm writes: config.json, ``model*.safetensors``, an index,
+the tokenizer's own files. It appears at its destination only when complete.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from .checkpoint import INDEX, Checkpoint, open_checkpoint
+from .config import export
+from .hub import resolve
+from .quantization import Quantization, choose, config_block
+from .safetensors import TensorInfo, Writer, shards
+from .weights import Weights, examine
+
+DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+
+#: mlx-lm's limit, so that the same model has the same number of files.
+MAX_SHARD = 5 << 30
+
+
+@dataclass
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        path: the folder that was written.
+        bits_per_weight: stored bits over parameters, scales included.
+        kept_float: modules that the quantization could not take, and why.
+        notes: decisions a user should hear of.
+    """
+
+    path: Path
+    bits_per_weight: float
+    kept_float: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What becomes of every module and tensor, known before anything is written."""
+
+    weights: Weights
+    formats: dict[str, Quantization | None]
+    outputs: dict[str, TensorInfo]
+    dtype: mx.Dtype | None
+    kept_float: dict[str, str]
+
+
+def convert(
+    hf_path: str | Path,
+    mlx_path: str | Path = "mlx_model",
+    quantize: bool = False,
+    q_group_size: int | None = None,
+    q_bits: int | None = None,
+    q_mode: str = "affine",
+    dtype: str | None = None,
+    dequantize: bool = False,
+    *,
+    overwrite: bool = False,
+    check: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Convert a checkpoint to an MLX folder.
+
+    Args:
+        hf_path: a Hugging Face or MLX folder, a GGUF file, or a hub id.
+        mlx_path: the folder to make.
+        quantize: pack the linear layers and embeddings.
+        q_group_size: weights per scale; None takes the mode's default.
+        q_bits: bits per weight; None takes the mode's default.
+        q_mode: ``affine``, ``mxfp4``, ``mxfp8`` or ``nvfp4``.
+        dtype: of float tensors; None takes the config's, else each tensor's own.
+        dequantize: unpack a quantized checkpoint.
+        overwrite: replace ``mlx_path`` if it holds a model.
+        check: refuse NaN and infinity.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        What was done.
+
+    Raises:
+        FileNotFoundError: nothing at ``hf_path``.
+        FileExistsError: ``mlx_path`` exists and ``overwrite`` is not set.
+        ValueError: damaged input or impossible settings. Nothing is written.
+    """
+    requested = choose(q_mode, q_group_size, q_bits) if quantize else None
+    if quantize and dequantize:
+        raise ValueError("[convert] choose between quantize and dequantize")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(
+            f"[convert] dtype {dtype!r} is unknown; choose from {', '.join(DTYPES)}"
+        )
+    source, destination = resolve(hf_path), Path(mlx_path).expanduser()
+    _check_destination(source, destination, overwrite)
+    weights = examine(open_checkpoint(source))
+    plan = _plan(weights, requested, DTYPES.get(dtype or ""), dequantize)
+    with _new_folder(destination) as folder:
+        _write_weights(plan, folder, check, progress)
+        _write_config(plan, folder)
+        weights.checkpoint.write_tokenizer(folder)
+        _write_card(weights.checkpoint, str(hf_path), folder)
+    parameters = sum(TensorInfo(mx.uint8, s).nbytes for s in weights.shapes.values())
+    nbytes = sum(info.nbytes for info in plan.outputs.values())
+    return Report(destination, 8 * nbytes / parameters, plan.kept_float, weights.notes)
+
+
+def _plan(
+    weights: Weights,
+    requested: Quantization | None,
+    dtype: mx.Dtype | None,
+    dequantize: bool,
+) -> _Plan:
+    kept_float: dict[str, str] = {}
+    formats: dict[str, Quantization | None] = {}
+    for module in weights.modules():
+        stored = weights.quantization.get(module)
+        formats[module] = None if dequantize else requested or stored
+        K = weights.shapes[f"{module}.weight"][-1]
+        if requested and K % requested.group_size:
+            formats[module] = None
+            kept_float[module] = (
+                f"{K} inputs are not a multiple of group size {requested.group_size}"
+            )
+    if requested and len(kept_float) == len(formats):
+        raise ValueError(
+            f"[convert] no layer can be packed with {requested}: "
+            f"{next(iter(kept_float.values()))}; choose a smaller group size"
+        )
+    if requested and weights.quantization:
+        weights.notes.append(
+            "the source is quantized already, and packing it again loses more; "
+            "leave out -q to keep it as it is"
+        )
+    plan = _Plan(weights, formats, {}, dtype, kept_float)
+    for name in weights.shapes:
+        plan.outputs.update(_outputs(plan, name))
+    return plan
+
+
+def _outputs(plan: _Plan, name: str) -> dict[str, TensorInfo]:
+    """The tensors that parameter ``name`` becomes."""
+    weights, (module, _, last) = plan.weights, name.rpartition(".")
+    dense = TensorInfo(_dense_dtype(plan, name), weights.shapes[name])
+    packed = plan.formats.get(module) if last == "weight" else None
+    if packed is None:
+        return {name: dense}
+    if _kept_packed(plan, module) and packed.mode == "affine" and plan.dtype is None:
+        dense = dense._replace(dtype=weights.info(f"{module}.scales").dtype)
+    return {f"{module}.{k}": info for k, info in packed.packed(dense).items()}
+
+
+def _dense_dtype(plan: _Plan, name: str) -> mx.Dtype:
+    """--dtype, else what config.json says, else the tensor's own."""
+    weights = plan.weights
+    config = weights.checkpoint.config
+    said = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
+    own = weights.info(name).dtype
+    if own == mx.uint32:
+        own = mx.bfloat16
+    return plan.dtype or said or own
+
+
+def _kept_packed(plan: _Plan, module: str) -> bool:
+    stored = plan.weights.quantization.get(module)
+    return stored is not None and plan.formats[module] == stored
+
+
+def _arrays(plan: _Plan, name: str) -> list[mx.array]:
+    """Compute the tensors of `_outputs`, in its order."""
+    weights, (module, _, last) = plan.weights, name.rpartition(".")
+    outputs = _outputs(plan, name)
+    packed = plan.formats.get(module) if last == "weight" else None
+    if packed and _kept_packed(plan, module):
+        return [weights.load(n).astype(info.dtype) for n, info in outputs.items()]
+    dense = weights.load_dense(name, _dense_dtype(plan, name))
+    if packed is None:
+        return [dense]
+    return list(mx.quantize(dense, **packed.as_config()))
+
+
+def _write_weights(plan: _Plan, folder: Path, check: bool, progress: bool) -> None:
+    files = shards(plan.outputs.items(), MAX_SHARD)
+    weight_map: dict[str, str] = {}
+    total = sum(info.nbytes for info in plan.outputs.values())
+    ready = _ready(plan, check)
+    bar = tqdm(
+        total=total, unit="B", unit_scale=True, desc="convert", disable=not progress
+    )
+    with bar:
+        for number, tensors in enumerate(files, start=1):
+            file_name = f"model-{number:05}-of-{len(files):05}.safetensors"
+            if len(files) == 1:
+                file_name = "model.safetensors"
+            with Writer(folder / file_name, tensors) as writer:
+                for name in tensors:
+                    writer.write(name, next(ready))
+                    weight_map[name] = file_name
+                    bar.update(tensors[name].nbytes)
+    shapes = plan.weights.shapes.values()
+    parameters = sum(TensorInfo(mx.uint8, shape).nbytes for shape in shapes)
+    metadata = {"total_size": total, "total_parameters": parameters}
+    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(folder / INDEX, index)
+
+
+def _ready(plan: _Plan, check: bool) -> Iterator[mx.array]:
+    """Every output, computed one parameter at a time."""
+    for name in plan.weights.shapes:
+        arrays = _arrays(plan, name)
+        mx.eval(arrays)
+        for array in arrays:
+            is_float = mx.issubdtype(array.dtype, mx.floating)
+            if check and is_float and not mx.isfinite(array).all():
+                raise ValueError(
+                    f"[convert] {plan.weights.checkpoint.path}: {name} holds NaN or "
+                    "infinity"
+                )
+        yield from arrays
+
+
+def _write_config(plan: _Plan, folder: Path) -> None:
+    weights = plan.weights
+    config = export(weights.checkpoint.config, weights.config)
+    block = config_block(plan.formats)
+    if block:
+        # Both keys: mlx-lm reads the first, the Hub's model tree the second.
+        config["quantization"] = config["quantization_config"] = block
+    dtype = next(
+        name
+        for name, d in DTYPES.items()
+        if d == _dense_dtype(plan, "model.norm.weight")
+    )
+    config["torch_dtype"] = config["dtype"] = dtype
+    _write_json(folder / "config.json", dict(sorted(config.items())))
+
+
+def _write_card(checkpoint: Checkpoint, hf_path: str, folder: Path) -> None:
+    """The model card's header, by which the Hub knows an MLX model."""
+    is_hub_id = not Path(hf_path).expanduser().exists()
+    lines = ["library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx"]
+    if is_hub_id:
+        lines.append(f"base_model: {hf_path}")
+    text = "\n".join(["---", *lines, "---", ""])
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+
+
+def _check_destination(source: Path, destination: Path, overwrite: bool) -> None:
+    if not destination.exists() and not destination.is_symlink():
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"[convert] {destination} exists; choose another --mlx-path, or replace "
+            "it with --overwrite"
+        )
+    if destination.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(
+            f"[convert] {destination} holds the source; choose another --mlx-path"
+        )
+    if not (destination / "config.json").exists():
+        raise ValueError(
+            f"[convert] {destination} is not a model folder (no config.json), so it "
+            "is not replaced; choose another --mlx-path"
+        )
+
+
+@contextmanager
+def _new_folder(destination: Path) -> Iterator[Path]:
+    """A folder that takes the destination's place if all goes well, else goes."""
+    parent = destination.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=parent))
+    try:
+        folder = work / "new"
+        folder.mkdir()
+        yield folder
+        _replace(destination, folder, work / "old")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _replace(destination: Path, new: Path, old: Path) -> None:
+    """Put ``new`` in the destination's place; if that fails, the old one returns."""
+    if not destination.exists():
+        os.rename(new, destination)
+        return
+    os.rename(destination, old)
+    try:
+        os.rename(new, destination)
+    except BaseException:
+        os.rename(old, destination)
+        raise

@@ -1,0 +1,230 @@
+"""Text generation: prefill in chunks, then a token at a time."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from .models.llama import Cache, Model
+from .sample import Sampler, Sampling
+from .tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class GenerationResponse:
+    """One step of `stream_generate`; the fields are mlx-lm's.
+
+    Attributes:
+        text: what is new since the last response; may be empty.
+        token: the token of this step.
+        logprobs: [vocab_size], not computed unless it is used.
+        from_draft: always False: there is no draft model.
+        prompt_tokens: length of the prompt.
+        prompt_tps: prompt tokens per second.
+        generation_tokens: tokens generated so far.
+        generation_tps: tokens per second after the first.
+        peak_memory: MLX's peak memory so far, in GB.
+        finish_reason: ``stop``, ``length``, or None while it goes on.
+    """
+
+    text: str
+    token: int
+    logprobs: mx.array
+    from_draft: bool
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    finish_reason: str | None = None
+
+
+def generate(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+) -> str:
+    """Generate text after ``prompt``; see `stream_generate`."""
+    steps = stream_generate(
+        model, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, stop=stop
+    )
+    return "".join(step.text for step in steps)
+
+
+def stream_generate(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    prompt_cache: Cache | None = None,
+    prefill_step_size: int = 2048,
+    prompt_progress_callback: Progress | None = None,
+) -> Iterator[GenerationResponse]:
+    """Generate text after ``prompt``, a response a token.
+
+    Args:
+        model: from `load`.
+        tokenizer: from `load`.
+        prompt: text, or token ids. A chat model wants
+            ``tokenizer.apply_chat_template(messages)``.
+        max_tokens: stop after this many.
+        sampling: None takes the likeliest token each time.
+        stop: strings that end the text; they are not part of it.
+        prompt_cache: from ``model.make_cache()``; holds what came before and is
+            updated in place.
+        prefill_step_size: prompt tokens per chunk.
+        prompt_progress_callback: called with (tokens done, tokens in all).
+
+    Yields:
+        A response a token; the last one has a ``finish_reason``. Text appears
+        once no stop string can begin in it.
+
+    Raises:
+        ValueError: an empty prompt, or a token id the model does not have.
+    """
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    _check(ids, model.config.vocab_size, max_tokens)
+    detokenizer = tokenizer.detokenizer(ids, skip_special_tokens=True)
+    waiting = StopStrings(stop)
+    steps = generate_step(
+        ids,
+        model,
+        max_tokens=max_tokens,
+        sampler=Sampler(sampling or Sampling()),
+        prompt_cache=prompt_cache,
+        prefill_step_size=prefill_step_size,
+        prompt_progress_callback=prompt_progress_callback,
+    )
+    start, prompt_s, reason = time.perf_counter(), 0.0, None
+    for count, (token, logprobs) in enumerate(steps, start=1):
+        if count == 1:
+            prompt_s = time.perf_counter() - start
+        if token in tokenizer.eos_token_ids:
+            reason = "stop"
+        else:
+            detokenizer.add_token(token)
+            reason = "length" if count == max_tokens else None
+        if reason:
+            detokenizer.finalize()
+        text = waiting.release(detokenizer.last_segment, last=reason is not None)
+        if waiting.hit:
+            reason = "stop"
+        after_first = time.perf_counter() - start - prompt_s
+        yield GenerationResponse(
+            text=text,
+            token=token,
+            logprobs=logprobs,
+            from_draft=False,
+            prompt_tokens=len(ids),
+            prompt_tps=len(ids) / prompt_s,
+            generation_tokens=count,
+            generation_tps=(count - 1) / after_first if count > 1 else 0.0,
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=reason,
+        )
+        if reason:
+            return
+
+
+def generate_step(
+    prompt: Sequence[int],
+    model: Model,
+    *,
+    max_tokens: int,
+    sampler: Sampler,
+    prompt_cache: Cache | None = None,
+    prefill_step_size: int = 2048,
+    prompt_progress_callback: Progress | None = None,
+) -> Iterator[tuple[int, mx.array]]:
+    """Yield ``max_tokens`` tokens and their log-probabilities [vocab_size].
+
+    While a token is handed out, the next one is being computed.
+    """
+    cache = model.make_cache() if prompt_cache is None else prompt_cache
+    report = prompt_progress_callback or (lambda done, total: None)
+    total, done = len(prompt), 0
+    if any(p.rope_type == "dynamic" for p in model.config.rope.values()):
+        prefill_step_size = total  # its rotation depends on the length it sees
+    while total - done > prefill_step_size:
+        chunk = list(prompt[done : done + prefill_step_size])
+        model.model(mx.array([chunk]), cache)
+        mx.eval([c.state for c in cache])
+        mx.clear_cache()
+        done += len(chunk)
+        report(done, total)
+    history = mx.array(list(prompt)) if sampler.needs_history else None
+
+    def step(inputs: mx.array) -> tuple[mx.array, mx.array]:
+        nonlocal history
+        logits = model(inputs[None], cache, last_only=True)[0, -1]
+        token, logprobs = sampler(logits, history)
+        if history is not None:
+            history = mx.concatenate([history, token[None].astype(history.dtype)])
+        mx.async_eval(token)
+        return token, logprobs
+
+    token, logprobs = step(mx.array(list(prompt[done:])))
+    for count in range(1, max_tokens + 1):
+        if count == 1:
+            mx.eval(token)
+            report(total, total)
+        following = step(token[None]) if count < max_tokens else None
+        yield int(token.item()), logprobs  # type: ignore[arg-type]
+        if following is not None:
+            token, logprobs = following
+
+
+class StopStrings:
+    """Hold text back while a stop string may be beginning in it.
+
+    Attributes:
+        hit: a stop string was found; what follows it is dropped.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = [s for s in stop if s]
+        self._held = ""
+        self.hit = False
+
+    def release(self, text: str, *, last: bool) -> str:
+        """Add ``text``; return what can be shown. ``last`` ends the waiting."""
+        self._held += text
+        ends = [i for i in (self._held.find(s) for s in self._stop) if i >= 0]
+        if ends:
+            self.hit = True
+            shown, self._held = self._held[: min(ends)], ""
+            return shown
+        keep = 0 if last else self._undecided()
+        shown = self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
+        return shown
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        longest = max(map(len, self._stop), default=0)
+        for length in range(min(longest - 1, len(self._held)), 0, -1):
+            if any(s.startswith(self._held[-length:]) for s in self._stop):
+                return length
+        return 0
+
+
+def _check(ids: Sequence[int], vocab_size: int, max_tokens: int) -> None:
+    if not ids:
+        raise ValueError("[generate] the prompt is empty; give at least one token")
+    if not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise ValueError(
+            f"[generate] the prompt has token {max(ids)}, but the model knows "
+            f"{vocab_size}; is the tokenizer the model's own?"
+        )
+    if max_tokens < 1:
+        raise ValueError(f"[generate] max_tokens must be at least 1, got {max_tokens}")
