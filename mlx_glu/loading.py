@@ -13,6 +13,7 @@ from . import blas
 from .checkpoint import Checkpoint, open_checkpoint
 from .hub import resolve
 from .models.llama import Model
+from .projection import cpu_streams
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import Weights, examine
 
@@ -105,8 +106,7 @@ def _model(checkpoint: Checkpoint, *, as_stored: bool) -> Model:
     model = weights.model
     if not form.unpack:
         _pack(model, weights)
-    arrays = {name: _read(weights, name, form) for name in _names(weights, form)}
-    model.update(tree_unflatten(list(arrays.items())))
+    model.update(tree_unflatten(list(_arrays(weights, form).items())))
     model.representation = form.why
     model.notes = weights.notes
     model.eval()
@@ -122,15 +122,28 @@ def _names(weights: Weights, form: Representation) -> list[str]:
     return names
 
 
+def _arrays(weights: Weights, form: Representation) -> dict[str, mx.array]:
+    """Read every tensor, a few at a time: what they came from is freed early."""
+    arrays: dict[str, mx.array] = {}
+    streams = cpu_streams() if form.dtype else [mx.default_stream(mx.default_device())]
+    batch: list[mx.array] = []
+    for name in _names(weights, form):
+        with mx.stream(streams[len(batch)]):
+            arrays[name] = _read(weights, name, form)
+        batch.append(arrays[name])
+        if len(batch) == len(streams):
+            mx.eval(batch)
+            batch = []
+    mx.eval(batch)
+    return arrays
+
+
 def _read(weights: Weights, name: str, form: Representation) -> mx.array:
     if form.unpack:
-        array = weights.load_dense(name, form.dtype)
-    else:
-        array = weights.load(name)
-        if form.dtype is not None and mx.issubdtype(array.dtype, mx.floating):
-            array = array.astype(form.dtype)
-    # One at a time: what a tensor was read from is freed before the next.
-    mx.eval(array)
+        return weights.load_dense(name, form.dtype)
+    array = weights.load(name)
+    if form.dtype is not None and mx.issubdtype(array.dtype, mx.floating):
+        array = array.astype(form.dtype)
     return array
 
 

@@ -22,7 +22,7 @@ DTYPES = (mx.float16, mx.bfloat16, mx.float32)
 
 
 def glu_mul(
-    gate: mx.array, up: mx.array, *, variant: str | Variant = "swiglu"
+    gate: mx.array, up: mx.array, variant: str | Variant = "swiglu"
 ) -> mx.array:
     r"""Combine the two halves of a gated linear unit.
 
@@ -56,8 +56,8 @@ def glu_linear(
     x: mx.array,
     gate: Weight,
     up: Weight,
-    *,
     variant: str | Variant = "swiglu",
+    *,
     gate_bias: mx.array | None = None,
     up_bias: mx.array | None = None,
 ) -> mx.array:

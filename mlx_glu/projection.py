@@ -65,14 +65,14 @@ def _on_cpu(x: mx.array, weight: Weight) -> mx.array:
     is_threaded = not isinstance(weight, QuantizedWeight) and x.dtype == mx.float32
     if is_threaded and blas.is_fast():
         return _product(x, weight)
-    if M * K * _rows(weight) < SPLIT_FROM or len(_streams()) < 2:
+    if M * K * _rows(weight) < SPLIT_FROM or len(cpu_streams()) < 2:
         return _product(x, weight)
     return _split(x, weight)
 
 
 def _split(x: mx.array, weight: Weight) -> mx.array:
     """Give each core some of the weight's rows."""
-    streams, N = _streams(), _rows(weight)
+    streams, N = cpu_streams(), _rows(weight)
     cuts = [N * i // len(streams) for i in range(len(streams) + 1)]
     parts = []
     for stream, start, end in zip(streams, cuts, cuts[1:], strict=False):
@@ -107,6 +107,6 @@ def _rows(weight: Weight) -> int:
 
 
 @cache
-def _streams() -> list[mx.Stream]:
+def cpu_streams() -> list[mx.Stream]:
     """One CPU stream a core; MLX runs each on a thread of its own."""
     return [mx.new_stream(mx.cpu) for _ in range(min(4, os.cpu_count() or 1))]

@@ -66,17 +66,20 @@ def run(args: argparse.Namespace) -> None:
     from .. import hub
     from ..conversion import convert
 
-    hf_path, mlx_path, quantize = args.hf_path, args.mlx_path, args.quantize
+    hf_path, mlx_path = args.hf_path, args.mlx_path or "mlx_model"
+    quantize, group_size = args.quantize, args.q_group_size
     if hf_path is None:
         hf_path = hub.obtain_default()
-        mlx_path = mlx_path or hub.default_folder()
-        # The GGUF file of the wheel is 4-bit already.
-        quantize = quantize or (hf_path.is_dir() and not args.dequantize)
+        mlx_path = args.mlx_path or hub.default_folder()
+        if hf_path.is_dir() and not (quantize or args.dequantize):
+            # The wheel's GGUF file is 4-bit in groups of 32 already; so small a
+            # model loses too much in larger ones.
+            quantize, group_size = True, 32
     report = convert(
         hf_path,
-        mlx_path or "mlx_model",
+        mlx_path,
         quantize,
-        args.q_group_size,
+        group_size,
         args.q_bits,
         args.q_mode or "affine",
         args.dtype,
