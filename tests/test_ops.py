@@ -245,12 +245,15 @@ def slope_of_peak_memory(mul, dtype):
                 h = mul(h * (0.5 + i / 20), h * (0.7 - i / 40))
             return h.sum()
 
-        mx.eval(mx.grad(loss)(x))
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        mx.eval(mx.grad(loss)(x))
-        return mx.get_peak_memory() - before
+        grown = []
+        # Another thread frees: the least of some tries is what must be held.
+        for _ in range(5):
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            before = mx.get_active_memory()
+            mx.eval(mx.grad(loss)(x))
+            grown.append(mx.get_peak_memory() - before)
+        return min(grown)
 
     return (peak(16) - peak(8)) / 8 / x.nbytes
 

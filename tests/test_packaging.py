@@ -51,6 +51,7 @@ def test_wheel_alone_runs(built, tmp_path):
 
 def test_sdist_builds_the_same_wheel(built):
     (sdist,) = built.glob("*.tar.gz")
-    names = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {f"metal/{name}" for name in SOURCES} <= names
     assert {"pyproject.toml", "README.md", "LICENSE", "mlx_glu/__init__.py"} <= names
