@@ -70,6 +70,9 @@ class GGUFCheckpoint(Checkpoint):
                 f"[gguf] {path}: architecture {self._architecture!r} is not "
                 f"supported; supported: {', '.join(ARCHITECTURES)}"
             )
+        # float16 holds all of a GGUF's scales, but not all of Gemma's activations.
+        is_gemma = self._architecture.startswith("gemma")
+        self._dtype = mx.float32 if is_gemma else mx.float16
         self.tensors: dict[str, TensorInfo] = {}
         self._place_of: dict[str, tuple[str, int]] = {}
         for name in self._file.tensors:
@@ -80,7 +83,7 @@ class GGUFCheckpoint(Checkpoint):
     def load(self, name: str) -> mx.array:
         """Read one tensor."""
         place, part = self._place_of[name]
-        array = self._file.load(place)[part]
+        array = self._file.load(place)[part].astype(self.tensors[name].dtype)
         if self._architecture == "llama":
             for projection, key in (
                 (".q_proj.", "attention.head_count"),
@@ -113,8 +116,8 @@ class GGUFCheckpoint(Checkpoint):
             module, groups = hf_name.removesuffix(".weight"), (*rows, K // GROUP_SIZE)
             parts = [
                 (hf_name, mx.uint32, (*rows, K * bits // 32)),
-                (f"{module}.scales", mx.float16, groups),
-                (f"{module}.biases", mx.float16, groups),
+                (f"{module}.scales", self._dtype, groups),
+                (f"{module}.biases", self._dtype, groups),
             ]
         for part, (part_name, dtype, shape) in enumerate(parts):
             self.tensors[part_name] = TensorInfo(dtype, tuple(shape))
@@ -156,7 +159,7 @@ class GGUFCheckpoint(Checkpoint):
             "rope_theta": float(number("rope.freq_base", 10000.0)),
             "vocab_size": self.tensors["model.embed_tokens.weight"].shape[0],
             "tie_word_embeddings": "lm_head.weight" not in self.tensors,
-            "torch_dtype": "float16",
+            "torch_dtype": str(self._dtype).removeprefix("mlx.core."),
         }
         for key in ("bos", "eos", "padding"):
             value = metadata.get(f"tokenizer.ggml.{key}_token_id")

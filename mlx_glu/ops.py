@@ -6,7 +6,8 @@ its ``shapeless=True`` does not, as MLX cannot infer shapes of a custom function
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import cast
 
 import mlx.core as mx
@@ -124,10 +125,14 @@ _LINEAR = {"stock": _stock_linear}
 @cache
 def _with_vjp(variant: Variant) -> mx.custom_function:
     """Wrap ``reference.glu_mul`` so that its residuals are gate and up alone."""
+    forward: Callable[..., mx.array] = partial(reference.glu_mul, variant=variant)
+    if mx.metal.is_available():
+        # One kernel, as mlx-lm runs it. The CPU would wait seconds for a compiler.
+        forward = mx.compile(forward, shapeless=variant.pointwise)
 
     @mx.custom_function
     def glu_mul(gate: mx.array, up: mx.array) -> mx.array:
-        return reference.glu_mul(gate, up, variant)
+        return forward(gate, up)
 
     @glu_mul.vjp
     def glu_mul_vjp(

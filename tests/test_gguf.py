@@ -220,3 +220,14 @@ def test_unknown_architecture_is_named(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", {"general.architecture": "mamba"}, {})
     with pytest.raises(ValueError, match=r"'mamba'.*llama"):
         open_checkpoint(path)
+
+
+def test_gemma_is_not_converted_to_float16(tmp_path):
+    """Gemma's activations overflow float16; a GGUF's own scales are float16."""
+    config = gguf_config("gemma", head_dim=16)
+    path = write_gguf(tmp_path / "m.gguf", *as_llama_cpp(config, "Q8_0"))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config["torch_dtype"] == "float32"
+    scales = checkpoint.load("model.layers.0.mlp.up_proj.scales")
+    assert scales.dtype == mx.float32
+    assert mx.array_equal(scales, mx.load(str(path))["blk.0.ffn_up.scales"])
