@@ -9,7 +9,7 @@ import pytest
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 TOKENIZERS = SHARED / "tokenizers"
 requires_shared = pytest.mark.skipif(
-    not TOKENIZERS.is_dir(), reason=f"{TOKENIZERS} is not on this machine"
+    not TOKENIZERS.is_dir(), reason="needs the shared test data"
 )
 
 

@@ -2,7 +2,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from shared_data import SHARED, TOKENIZERS, expected_encodings, requires_shared
@@ -11,7 +10,6 @@ from tiny_tokenizers import CHATML, byte_level_metadata, llama_metadata
 from mlx_glu.tokenizer import load_tokenizer
 from mlx_glu.tokenizer.gguf_tokenizer import write_tokenizer
 
-DEMO = Path(__file__).parents[1] / ".demo"
 CHAT = [{"role": "user", "content": "Hello"}]
 LLAMA_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
@@ -406,17 +404,3 @@ def test_gemma_stops_at_end_of_turn(tmp_path):
     assert tokenizer.eos_token_ids == {1, 106}
     ids = tokenizer.apply_chat_template(CHAT)
     assert ids == [2, 105, 2364, 107, 9259, 106, 107]
-
-
-@requires_shared
-def test_smollm2(tmp_path):
-    import mlx.core as mx
-
-    files = sorted(DEMO.rglob("SmolLM2*.gguf"))
-    if not files:
-        pytest.skip(f"no SmolLM2 GGUF file under {DEMO}; scripts/demo brings one")
-    write_tokenizer(mx.load(str(files[0]), return_metadata=True)[1], tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.encode("Hello") == [19556]
-    assert tokenizer.eos_token_ids == {2}
-    check_expected(tokenizer, "smollm2", special=[1, 4093, 198, 6004, 2])
