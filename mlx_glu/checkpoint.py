@@ -5,6 +5,7 @@ Quantized layers appear as in MLX's own folders: ``P.weight`` (packed uint32),
 """
 
 import json
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: no such path, or no weights in it.
         ValueError: damaged files; the message names file and tensor.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.exists():
         raise FileNotFoundError(f"[load] {path} does not exist")
     if path.is_dir():
@@ -94,7 +95,10 @@ class SafetensorsFolder(Checkpoint):
         """Read one tensor."""
         file = self._file_of[name]
         if name not in self._open.get(file, {}):
-            loaded = mx.load(str(file))
+            try:
+                loaded = mx.load(str(file), format="safetensors")
+            except RuntimeError as error:
+                raise ValueError(f"[load] MLX cannot read {file}: {error}") from error
             assert isinstance(loaded, dict)
             self._open[file] = loaded
         # Handing over the only reference lets the data go when the caller is done.
@@ -157,7 +161,8 @@ def _read_headers(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, Path]]
     for file in files:
         if not file.exists():
             raise FileNotFoundError(
-                f"[load] {file.name}, named by {index}, is missing; {_listing(folder)}"
+                f"[load] {file.name!r}, named by {index}, is missing; "
+                + _listing(folder)
             )
         header = read_header(file)
         for name, info in header.items():
@@ -182,9 +187,13 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ValueError(f"[load] {index} has no weight_map")
     for name, file_name in weight_map.items():
         # A path that leaves the folder is never right, and may be an attack.
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+        if (
+            not isinstance(file_name, str)
+            or Path(file_name).name != file_name
+            or not file_name.endswith(".safetensors")
+        ):
             raise ValueError(
                 f"[load] {index} puts tensor {name!r} into {file_name!r}; "
-                "a file name inside the folder was expected"
+                "a .safetensors file inside the folder was expected"
             )
     return weight_map

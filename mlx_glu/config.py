@@ -5,12 +5,15 @@ transformers 4 wrote ``rope_theta``, ``rope_scaling`` and
 ``layer_types``. Both are read here, and nowhere else.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .families import FULL, SLIDING, Config, Family, family_of
+from .families import FULL, SLIDING, Family, family_of
+from .fields import Config, flag, number, optional, size
 from .rope import RopeParameters
+from .rope_config import read_rope
 from .variants import resolve
 
 
@@ -65,21 +68,9 @@ class ModelConfig:
         given = {k: v for k, v in config.items() if v is not None or k in _NULLABLE}
         c = {**family.defaults, **given}
         check_quant_method(config)
-        sizes = {key: _size(c, key) for key in _SIZES}
-        heads = sizes["num_attention_heads"]
-        kv_heads = _size({"num_key_value_heads": heads, **c}, "num_key_value_heads")
-        if heads % kv_heads:
-            raise ValueError(
-                f"[config] num_attention_heads {heads} is not a multiple of "
-                f"num_key_value_heads {kv_heads}"
-            )
-        if "head_dim" not in c and sizes["hidden_size"] % heads:
-            raise ValueError(
-                f"[config] hidden_size {sizes['hidden_size']} is not a multiple of "
-                f"num_attention_heads {heads}, and there is no head_dim"
-            )
-        head_dim = _size({"head_dim": sizes["hidden_size"] // heads, **c}, "head_dim")
-        if c.get("use_bidirectional_attention"):
+        sizes = {key: size(c, key) for key in _SIZES}
+        kv_heads, head_dim = _heads(c)
+        if flag(c, "use_bidirectional_attention"):
             raise ValueError(
                 "[config] use_bidirectional_attention is set: this checkpoint is "
                 "an encoder; mlx_glu generates text with causal models only"
@@ -90,19 +81,21 @@ class ModelConfig:
             **sizes,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=float(c["rms_norm_eps"]),
-            variant=family.variant or resolve(str(c["hidden_act"])).name,
+            rms_norm_eps=number(c, "rms_norm_eps"),
+            variant=_variant(c, family),
             layer_types=layer_types,
             sliding_window=window,
-            rope={kind: _rope(config, c, kind) for kind in (FULL, SLIDING)},
-            query_scale=float(c.get("query_pre_attn_scalar", head_dim)) ** -0.5,
-            qkv_bias=bool(c.get("attention_bias", family.qkv_bias)),
-            out_bias=bool(c.get("attention_bias", False)) and family.out_bias,
-            mlp_bias=bool(c.get("mlp_bias", False)),
+            rope={
+                kind: read_rope(config, c, kind, head_dim) for kind in (FULL, SLIDING)
+            },
+            query_scale=(optional(c, "query_pre_attn_scalar") or head_dim) ** -0.5,
+            qkv_bias=flag(c, "attention_bias", family.qkv_bias),
+            out_bias=flag(c, "attention_bias") and family.out_bias,
+            mlp_bias=flag(c, "mlp_bias"),
             qk_norm=family.qk_norm,
-            tie_word_embeddings=c.get("tie_word_embeddings"),
-            attn_logit_softcapping=c.get("attn_logit_softcapping"),
-            final_logit_softcapping=c.get("final_logit_softcapping"),
+            tie_word_embeddings=_tied(c),
+            attn_logit_softcapping=optional(c, "attn_logit_softcapping"),
+            final_logit_softcapping=optional(c, "final_logit_softcapping"),
         )
 
 
@@ -121,7 +114,7 @@ def export(config: Config, read: ModelConfig) -> dict[str, Any]:
     c["rope_theta"] = full.theta
     c["rope_scaling"] = None if full.rope_type == "default" else full.as_config()
     c["rope_parameters"] = full.as_config() | {"rope_theta": full.theta}
-    if full != sliding:
+    if full != sliding or "rope_local_base_freq" in family_of(config).defaults:
         c["rope_local_base_freq"] = sliding.theta
         c["rope_parameters"] = {
             FULL: c["rope_parameters"],
@@ -146,6 +139,7 @@ _SIZES = (
 
 #: Keys whose explicit null means "none", not "the family's default".
 _NULLABLE = (
+    "num_key_value_heads",
     "sliding_window",
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -168,46 +162,59 @@ def check_quant_method(config: Config) -> None:
         )
 
 
-def _size(c: Config, key: str) -> int:
-    value = c.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        got = "is missing" if value is None else f"is {value!r}"
-        raise ValueError(f"[config] {key} must be a positive integer; it {got}")
-    return value
+def _tied(c: Config) -> bool | None:
+    key = "tie_word_embeddings"
+    return flag(c, key) if key in c else None
+
+
+def _heads(c: dict[str, Any]) -> tuple[int, int]:
+    """The number of key-value heads, and the size of a head."""
+    hidden, heads = c["hidden_size"], c["num_attention_heads"]
+    if c.get("num_key_value_heads") is None:
+        c["num_key_value_heads"] = heads
+    kv_heads = size(c, "num_key_value_heads")
+    if heads % kv_heads:
+        raise ValueError(
+            f"[config] num_attention_heads {heads} is not a multiple of "
+            f"num_key_value_heads {kv_heads}"
+        )
+    if "head_dim" not in c and hidden % heads:
+        raise ValueError(
+            f"[config] hidden_size {hidden} is not a multiple of "
+            f"num_attention_heads {heads}, and there is no head_dim"
+        )
+    return kv_heads, size({"head_dim": hidden // heads, **c}, "head_dim")
+
+
+def _variant(c: Config, family: Family) -> str:
+    """``hidden_act`` decides; for Gemma, its own ``hidden_activation`` does."""
+    if family.variant is None:
+        return resolve(str(c["hidden_act"])).name
+    if "hidden_activation" in c:
+        return resolve(str(c["hidden_activation"])).name
+    return family.variant
 
 
 def _layer_types(
     c: Config, family: Family, layers: int
 ) -> tuple[tuple[str, ...], int | None]:
-    kinds = family.windows(c, layers)
-    if len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
+    given = c.get("layer_types", [FULL] * layers)
+    if (
+        not isinstance(given, list | tuple)
+        or len(given) != layers
+        or not all(kind in (FULL, SLIDING) for kind in given)
+    ):
         raise ValueError(
             f"[config] layer_types must name {FULL!r} or {SLIDING!r} for each of "
-            f"the {layers} layers, got {kinds!r}"
+            f"the {layers} layers, got {reprlib.repr(given)}"
         )
+    flag(c, "use_sliding_window")
+    for key, least in (("max_window_layers", 0), ("sliding_window_pattern", 1)):
+        if key in c:
+            size(c, key, least)
+    kinds = tuple(family.windows(c, layers))
     if SLIDING not in kinds:
-        return tuple(kinds), None
+        return kinds, None
     if c.get("sliding_window") is None:
         return (FULL,) * layers, None
-    return tuple(kinds), _size(c, "sliding_window")
-
-
-def _rope(config: Config, c: Config, kind: str) -> RopeParameters:
-    """The rotary settings of the layers of one ``kind``."""
-    block = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if kind == SLIDING and "rope_local_base_freq" in c:
-        # Gemma 3: the settings of a flat block are those of the full layers.
-        block, theta = block.get(SLIDING) or {}, c["rope_local_base_freq"]
-    else:
-        block, theta = block.get(kind) or block, c["rope_theta"]
-    old = c.get("original_max_position_embeddings")
-    if old is not None:
-        block = {**block, "original_max_position_embeddings": old}
-    share = block.get("partial_rotary_factor", c.get("partial_rotary_factor"))
-    return RopeParameters(
-        theta=float(block.get("rope_theta") or theta),
-        max_position_embeddings=c["max_position_embeddings"],
-        rope_type=block.get("rope_type") or block.get("type") or "default",
-        scaling=block,
-        partial_rotary_factor=1.0 if share is None else float(share),
-    )
+    return kinds, size(c, "sliding_window")

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def convert(
         raise ValueError(
             f"[convert] dtype {dtype!r} is unknown; choose from {', '.join(DTYPES)}"
         )
-    source, destination = resolve(hf_path), Path(mlx_path).expanduser()
+    source, destination = resolve(hf_path), Path(os.path.expanduser(mlx_path))
     _check_destination(source, destination, overwrite)
     weights = examine(open_checkpoint(source))
     plan = _plan(weights, requested, DTYPES.get(dtype or ""), dequantize)
@@ -220,9 +220,11 @@ def _ready(plan: _Plan, check: bool) -> Iterator[mx.array]:
     for name in plan.weights.shapes:
         arrays = _arrays(plan, name)
         mx.eval(arrays)
-        for array in arrays:
+        # Packing can hide NaN, so the source counts as well.
+        checked = [plan.weights.load_dense(name), *arrays] if check else []
+        for array in checked:
             is_float = mx.issubdtype(array.dtype, mx.floating)
-            if check and is_float and not mx.isfinite(array).all():
+            if is_float and not mx.isfinite(array).all():
                 raise ValueError(
                     f"[convert] {plan.weights.checkpoint.path}: {name} holds NaN or "
                     "infinity"
@@ -248,7 +250,7 @@ def _write_config(plan: _Plan, folder: Path) -> None:
 
 def _write_card(checkpoint: Checkpoint, hf_path: str, folder: Path) -> None:
     """The model card's header, by which the Hub knows an MLX model."""
-    is_hub_id = not Path(hf_path).expanduser().exists()
+    is_hub_id = not Path(os.path.expanduser(hf_path)).exists()
     lines = ["library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx"]
     if is_hub_id:
         lines.append(f"base_model: {hf_path}")
@@ -283,6 +285,7 @@ def _check_destination(source: Path, destination: Path, overwrite: bool) -> None
 def _new_folder(destination: Path) -> Iterator[Path]:
     """A folder that takes the destination's place if all goes well, else goes."""
     parent = destination.absolute().parent
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=parent))
     try:
@@ -292,6 +295,9 @@ def _new_folder(destination: Path) -> Iterator[Path]:
         _replace(destination, folder, work / "old")
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()  # only where nothing came to be
 
 
 def _replace(destination: Path, new: Path, old: Path) -> None:

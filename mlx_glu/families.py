@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Config = Mapping[str, Any]
+from .fields import Config
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -42,16 +43,18 @@ def _sliding(c: Config, layers: int) -> list[str]:
 
 def _last_layers(c: Config, layers: int) -> list[str]:
     """Qwen: sliding from ``max_window_layers`` on, where it is switched on."""
-    first = c["max_window_layers"] if c.get("use_sliding_window") else layers
-    given = c.get("layer_types")
-    return given or [SLIDING if i >= first else FULL for i in range(layers)]
+    if not c.get("use_sliding_window"):
+        return _full(c, layers)
+    first = c["max_window_layers"]
+    kinds = [SLIDING if i >= first else FULL for i in range(layers)]
+    return list(c.get("layer_types", kinds))
 
 
 def _alternating(c: Config, layers: int) -> list[str]:
     """Gemma: every ``sliding_window_pattern``-th layer is full."""
     pattern = c["sliding_window_pattern"]
-    given = c.get("layer_types")
-    return given or [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
+    kinds = [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
+    return list(c.get("layer_types", kinds))
 
 
 _LLAMA = {
@@ -69,6 +72,7 @@ _QWEN = {
 }
 _GEMMA = {
     **_LLAMA,
+    "hidden_act": "gelu_pytorch_tanh",
     "max_position_embeddings": 8192,
     "head_dim": 256,
     "num_key_value_heads": 16,
@@ -89,8 +93,8 @@ _GEMMA3 = {
     "rope_local_base_freq": 10000.0,
 }
 
-#: Gemma was trained with tanh-GELU whatever its ``hidden_act`` says
-#: (transformers PR 29402), so its variant does not depend on the config.
+#: Gemma was trained with tanh-GELU even where its ``hidden_act`` says ``gelu``
+#: (transformers PR 29402); another activation must be its ``hidden_activation``.
 FAMILIES: dict[str, Family] = {
     "llama": Family(_LLAMA, _full),
     "mistral": Family(
@@ -121,7 +125,7 @@ def family_of(config: Config) -> Family:
         ValueError: it is not supported; the message lists what is.
     """
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
             f"[config] model_type {name!r} is not supported; "
             f"supported: {', '.join(FAMILIES)}"

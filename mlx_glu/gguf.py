@@ -123,6 +123,8 @@ class GGUFFile:
         start = -(-self._at // alignment) * alignment
         for name, tensor in places:
             placed = tensor._replace(offset=start + tensor.offset)
+            if name in self.tensors:
+                raise ValueError(f"[gguf] {self.path}: tensor {name!r} occurs twice")
             if placed.offset + self._nbytes(placed) > len(self._data):
                 raise ValueError(
                     f"[gguf] {self.path}: tensor {name!r} ends after the file; "

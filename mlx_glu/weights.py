@@ -14,7 +14,7 @@ from .quantization import Quantization, dequantize, read_off
 from .safetensors import TensorInfo
 
 _EMBED, _HEAD = "model.embed_tokens", "lm_head"
-_FLOATS = (mx.float32, mx.float16, mx.bfloat16, mx.float64)
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 @dataclass
@@ -100,7 +100,8 @@ def examine(checkpoint: Checkpoint) -> Weights:
             f"[load] {checkpoint.path} has {_some(list(left))}, which a "
             f"{config.model_type} model does not have"
         )
-    if checkpoint.config.get("quantization") and not weights.quantization:
+    block = ("quantization", "quantization_config")
+    if any(map(checkpoint.config.get, block)) and not weights.quantization:
         notes.append("config.json speaks of quantization, but no tensor is packed")
     return weights
 
@@ -120,7 +121,10 @@ def _tied(checkpoint: Checkpoint, config: ModelConfig, notes: list[str]) -> bool
 def _match_packed(weights: Weights, module: str, left: dict[str, TensorInfo]) -> None:
     """Take the tensors of a packed module off the list, checking each."""
     checkpoint, shape = weights.checkpoint, weights.shapes[f"{module}.weight"]
-    packed = read_off(module, shape[-1], checkpoint.tensors)
+    try:
+        packed = read_off(module, shape[-1], checkpoint.tensors)
+    except ValueError as error:
+        raise ValueError(f"[load] {checkpoint.path}: {error}") from error
     if packed is None:
         return
     weights.quantization[module] = packed
@@ -130,10 +134,10 @@ def _match_packed(weights: Weights, module: str, left: dict[str, TensorInfo]) ->
         if name not in left:
             raise ValueError(f"[load] {checkpoint.path} lacks {name}")
         found = left.pop(name)
-        if found.shape != info.shape:
+        if found != info:
             raise ValueError(
-                f"[load] {checkpoint.path}: {name} must have shape "
-                f"{list(info.shape)}, got {list(found.shape)}"
+                f"[load] {checkpoint.path}: {name} must be {info.dtype} "
+                f"{list(info.shape)}, got {found.dtype} {list(found.shape)}"
             )
 
 
@@ -154,4 +158,4 @@ def _check(
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return ", ".join(map(repr, names[:3])) + more

@@ -77,8 +77,10 @@ def test_variant_table_is_the_table():
 #: Lower modules first; a module imports only from rows above its own.
 LAYERS = [
     {"variants", "dispatch", "blas", "safetensors", "cache", "sample", "jit"},
+    {"fields"},
     {"quantization", "rope", "families", "gguf", "tokenizer", "checkpoint"},
-    {"config", "projection", "gguf_checkpoint", "hub"},
+    {"rope_config", "projection"},
+    {"config", "gguf_checkpoint", "hub"},
     {"reference"},
     {"ops"},
     {"layers"},

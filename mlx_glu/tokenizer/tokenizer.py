@@ -29,7 +29,7 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     ``eos_token_ids``: see ``stop_tokens.find_eos_token_ids``.
 
     Args:
-        path: the folder; see ``tokenizer_files.py`` for what is read.
+        path: the folder; see ``files.py`` for what is read.
 
     Returns:
         The tokenizer.
