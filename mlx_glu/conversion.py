@@ -6,10 +6,7 @@ the tokenizer's own files. It appears at its destination only when complete.
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,9 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
-from .checkpoint import INDEX, Checkpoint, open_checkpoint
+from .checkpoint import INDEX, open_checkpoint
 from .config import export
+from .destination import check_destination, new_folder
 from .hub import resolve
 from .quantization import Quantization, choose, config_block
 from .safetensors import TensorInfo, Writer, shards
@@ -103,17 +101,17 @@ def convert(
             f"[convert] dtype {dtype!r} is unknown; choose from {', '.join(DTYPES)}"
         )
     source, destination = resolve(hf_path), Path(os.path.expanduser(mlx_path))
-    _check_destination(source, destination, overwrite)
+    check_destination(source, destination, overwrite)
     weights = examine(open_checkpoint(source))
     plan = _plan(weights, requested, DTYPES.get(dtype or ""), dequantize)
-    with _new_folder(destination) as folder:
+    with new_folder(destination) as folder:
         _write_weights(plan, folder, check, progress)
         _write_config(plan, folder)
         weights.checkpoint.write_tokenizer(folder)
-        _write_card(weights.checkpoint, str(hf_path), folder)
-    parameters = sum(TensorInfo(mx.uint8, s).nbytes for s in weights.shapes.values())
+        _write_card(str(hf_path), folder)
     nbytes = sum(info.nbytes for info in plan.outputs.values())
-    return Report(destination, 8 * nbytes / parameters, plan.kept_float, weights.notes)
+    bits = 8 * nbytes / weights.parameter_count
+    return Report(destination, bits, plan.kept_float, weights.notes)
 
 
 def _plan(
@@ -208,8 +206,7 @@ def _write_weights(plan: _Plan, folder: Path, check: bool, progress: bool) -> No
                     writer.write(name, next(ready))
                     weight_map[name] = file_name
                     bar.update(tensors[name].nbytes)
-    shapes = plan.weights.shapes.values()
-    parameters = sum(TensorInfo(mx.uint8, shape).nbytes for shape in shapes)
+    parameters = plan.weights.parameter_count
     metadata = {"total_size": total, "total_parameters": parameters}
     index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
     _write_json(folder / INDEX, index)
@@ -248,7 +245,7 @@ def _write_config(plan: _Plan, folder: Path) -> None:
     _write_json(folder / "config.json", dict(sorted(config.items())))
 
 
-def _write_card(checkpoint: Checkpoint, hf_path: str, folder: Path) -> None:
+def _write_card(hf_path: str, folder: Path) -> None:
     """The model card's header, by which the Hub knows an MLX model."""
     is_hub_id = not Path(os.path.expanduser(hf_path)).exists()
     lines = ["library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx"]
@@ -260,54 +257,3 @@ def _write_card(checkpoint: Checkpoint, hf_path: str, folder: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-
-
-def _check_destination(source: Path, destination: Path, overwrite: bool) -> None:
-    if not destination.exists() and not destination.is_symlink():
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"[convert] {destination} exists; choose another --mlx-path, or replace "
-            "it with --overwrite"
-        )
-    if destination.resolve() in (source.resolve(), *source.resolve().parents):
-        raise ValueError(
-            f"[convert] {destination} holds the source; choose another --mlx-path"
-        )
-    if not (destination / "config.json").exists():
-        raise ValueError(
-            f"[convert] {destination} is not a model folder (no config.json), so it "
-            "is not replaced; choose another --mlx-path"
-        )
-
-
-@contextmanager
-def _new_folder(destination: Path) -> Iterator[Path]:
-    """A folder that takes the destination's place if all goes well, else goes."""
-    parent = destination.absolute().parent
-    made = [p for p in (parent, *parent.parents) if not p.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=parent))
-    try:
-        folder = work / "new"
-        folder.mkdir()
-        yield folder
-        _replace(destination, folder, work / "old")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()  # only where nothing came to be
-
-
-def _replace(destination: Path, new: Path, old: Path) -> None:
-    """Put ``new`` in the destination's place; if that fails, the old one returns."""
-    if not destination.exists():
-        os.rename(new, destination)
-        return
-    os.rename(destination, old)
-    try:
-        os.rename(new, destination)
-    except BaseException:
-        os.rename(old, destination)
-        raise

@@ -5,6 +5,7 @@ but name, so they become MLX affine groups bit for bit. Format: the GGUF
 specification, github.com/ggml-org/ggml, docs/gguf.md.
 """
 
+import math
 import mmap
 import struct
 from pathlib import Path
@@ -183,10 +184,7 @@ class GGUFFile:
         return name, GGUFTensor(FORMATS[kind], dims[::-1], offset)
 
     def _nbytes(self, tensor: GGUFTensor) -> int:
-        count = 1
-        for n in tensor.shape:
-            count *= n
-        return count // tensor.format.block * tensor.format.nbytes
+        return math.prod(tensor.shape) // tensor.format.block * tensor.format.nbytes
 
 
 def _affine_groups(raw: np.ndarray, tensor: GGUFTensor) -> tuple[mx.array, ...]:

@@ -76,7 +76,7 @@ def representation(weights: Weights) -> Representation:
     """
     if mx.default_device() == mx.gpu:
         return Representation(None, False, "as stored")
-    dense = 4 * sum(_count(shape) for shape in weights.shapes.values())
+    dense = 4 * weights.parameter_count
     fits = dense <= free_memory() // 2
     speed = f"{blas.gflops():.0f} GFLOP/s BLAS"
     if weights.quantization:
@@ -156,13 +156,6 @@ def _pack(model: Model, weights: Weights) -> None:
 
     if weights.quantization:
         nn.quantize(model, class_predicate=layer)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

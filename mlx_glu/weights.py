@@ -1,5 +1,6 @@
 """Does a checkpoint fit its model? Every tensor accounted for before any is read."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +36,11 @@ class Weights:
     shapes: dict[str, tuple[int, ...]]
     quantization: dict[str, Quantization] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def parameter_count(self) -> int:
+        """Weights of the unpacked model."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     def modules(self) -> Iterator[str]:
         """Paths of the modules that a quantization can pack, in model order."""
