@@ -17,33 +17,54 @@ LIBRARIES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")
 FAST_GFLOPS = 10.0
 
 
-def preload() -> None:
+@cache
+def preload() -> str | None:
     """Load the system's OpenBLAS, unless MLX is loaded already.
 
     ``MLX_GLU_BLAS`` names another library, or is ``none`` for MLX's own.
 
-    Raises:
-        ValueError: the library that ``MLX_GLU_BLAS`` names cannot be loaded.
+    Returns:
+        Why the library that ``MLX_GLU_BLAS`` names cannot be loaded; `check` raises
+        it, as an import is no place to fail.
     """
     if sys.platform != "linux" or "mlx.core" in sys.modules:
-        return
+        return None
     wanted = os.environ.get("MLX_GLU_BLAS")
     if wanted == "none":
-        return
+        return None
     for name in (wanted,) if wanted else LIBRARIES:
         try:
             ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-            return
+            return None
         except OSError as error:
             if wanted:
-                raise ValueError(f"[blas] MLX_GLU_BLAS: {error}") from error
+                return str(error)
+    return None
+
+
+def check() -> None:
+    """Raise what `preload` returned.
+
+    Raises:
+        ValueError: the library that ``MLX_GLU_BLAS`` names cannot be loaded.
+    """
+    problem = preload()
+    if problem:
+        raise ValueError(
+            f"[blas] MLX_GLU_BLAS: {problem}; unset it, or set it to none for MLX's own"
+        )
 
 
 @cache
 def gflops() -> float:
-    """Speed of a float32 matrix product on the CPU, measured once in ~10 ms."""
+    """Speed of a float32 matrix product on the CPU, measured once in ~10 ms.
+
+    Raises:
+        ValueError: as `check`.
+    """
     import mlx.core as mx
 
+    check()
     n, best = 192, float("inf")
     with mx.stream(mx.cpu):
         a = mx.ones((n, n))

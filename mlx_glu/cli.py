@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from . import __version__
+from . import __version__, blas
 from .commands import COMMANDS
 
 DESCRIPTION = """\
@@ -21,16 +22,20 @@ Run, convert and study models whose feed-forward layers are gated linear units.
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on a user's mistake, 130 on Ctrl-C."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
     try:
-        args.run(args)
+        try:
+            args = make_parser().parse_args(argv)
+            blas.check()
+            args.run(args)
+        finally:
+            # At the interpreter's end a broken pipe could not be caught.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output left; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            # The reader of our output left; nothing more can be said to it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        sys.exit(_fail(error))
+        sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
         print("mlx-glu: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -38,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser with all commands; building it imports nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mlx-glu",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(title="commands", metavar="", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
@@ -57,6 +62,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fail(error: Exception) -> int:
-    print(f"mlx-glu: error: {error}", file=sys.stderr)
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(_fail(f"{message}; see {self.prog} --help"))
+
+
+def _fail(message: str) -> int:
+    print("mlx-glu: error:", "; ".join(message.splitlines()), file=sys.stderr)
     return 2

@@ -39,14 +39,17 @@ def new_folder(destination: Path) -> Iterator[Path]:
     parent = destination.absolute().parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]
     parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=parent))
+    work = None
     try:
+        prefix = f".{destination.name}.partial-"
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         folder = work / "new"
         folder.mkdir()
         yield folder
         _replace(destination, folder, work / "old")
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work:
+            shutil.rmtree(work, ignore_errors=True)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()  # only where nothing came to be

@@ -1,7 +1,7 @@
 """Text generation: prefill in chunks, then a token at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -45,11 +45,11 @@ class GenerationResponse:
 def generate(
     model: Model,
     tokenizer: Tokenizer,
-    prompt: str | Sequence[int],
+    prompt: str | Iterable[int],
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
 ) -> str:
     """Generate text after ``prompt``; see `stream_generate`."""
     steps = stream_generate(
@@ -61,12 +61,13 @@ def generate(
 def stream_generate(
     model: Model,
     tokenizer: Tokenizer,
-    prompt: str | Sequence[int],
+    prompt: str | Iterable[int],
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     prompt_cache: Cache | None = None,
+    cached: Sequence[int] = (),
     prefill_step_size: int = 2048,
     prompt_progress_callback: Progress | None = None,
 ) -> Iterator[GenerationResponse]:
@@ -75,13 +76,17 @@ def stream_generate(
     Args:
         model: from `load`.
         tokenizer: from `load`.
-        prompt: text, or token ids. A chat model wants
-            ``tokenizer.apply_chat_template(messages)``.
+        prompt: text, which is continued: its next word keeps the space before it.
+            Or token ids, such as ``tokenizer.apply_chat_template(messages)``; what
+            follows them is a text of its own, which starts without that space.
         max_tokens: stop after this many.
         sampling: None takes the likeliest token each time.
-        stop: strings that end the text; they are not part of it.
+        stop: a string or some that end the text; they are not part of it. The one
+            that is complete first counts.
         prompt_cache: from ``model.make_cache()``; holds what came before and is
-            updated in place.
+            updated in place. The last token is not in it, unless it ended the text
+            before ``max_tokens``; ``prompt_cache[0].offset`` counts those that are.
+        cached: the ids that it holds, for the repetition penalty.
         prefill_step_size: prompt tokens per chunk.
         prompt_progress_callback: called with (tokens done, tokens in all).
 
@@ -90,18 +95,22 @@ def stream_generate(
         once no stop string can begin in it.
 
     Raises:
-        ValueError: an empty prompt, or a token id the model does not have.
+        ValueError: an empty prompt, a token id the model does not have, or a size
+            below 1.
     """
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    _check(ids, model.config.vocab_size, max_tokens)
-    detokenizer = tokenizer.detokenizer(ids, skip_special_tokens=True)
-    waiting = StopStrings(stop)
+    if isinstance(prompt, str):
+        ids = continued = tokenizer.encode(prompt)
+    else:
+        ids, continued = [int(token) for token in prompt], []
+    detokenizer = tokenizer.detokenizer(continued, skip_special_tokens=True)
+    waiting = StopStrings([stop] if isinstance(stop, str) else stop)
     steps = generate_step(
         ids,
         model,
         max_tokens=max_tokens,
         sampler=Sampler(sampling or Sampling()),
         prompt_cache=prompt_cache,
+        cached=cached,
         prefill_step_size=prefill_step_size,
         prompt_progress_callback=prompt_progress_callback,
     )
@@ -143,16 +152,25 @@ def generate_step(
     max_tokens: int,
     sampler: Sampler,
     prompt_cache: Cache | None = None,
+    cached: Sequence[int] = (),
     prefill_step_size: int = 2048,
     prompt_progress_callback: Progress | None = None,
 ) -> Iterator[tuple[int, mx.array]]:
     """Yield ``max_tokens`` tokens and their log-probabilities [vocab_size].
 
-    While a token is handed out, the next one is being computed.
+    While a token is handed out, the next is being computed. See `stream_generate`.
     """
+    _check(prompt, model.config.vocab_size, sampler.rules)
+    for name, size in (
+        ("max_tokens", max_tokens),
+        ("prefill_step_size", prefill_step_size),
+    ):
+        if size < 1:
+            raise ValueError(f"[generate] {name} must be at least 1, got {size}")
     cache = model.make_cache() if prompt_cache is None else prompt_cache
     report = prompt_progress_callback or (lambda done, total: None)
     total, done = len(prompt), 0
+    report(done, total)
     if any(p.rope_type == "dynamic" for p in model.config.rope.values()):
         prefill_step_size = total  # its rotation depends on the length it sees
     while total - done > prefill_step_size:
@@ -162,7 +180,7 @@ def generate_step(
         mx.clear_cache()
         done += len(chunk)
         report(done, total)
-    history = mx.array(list(prompt)) if sampler.needs_history else None
+    history = mx.array([*cached, *prompt]) if sampler.needs_history else None
 
     def step(inputs: mx.array) -> tuple[mx.array, mx.array]:
         nonlocal history
@@ -199,10 +217,12 @@ class StopStrings:
     def release(self, text: str, *, last: bool) -> str:
         """Add ``text``; return what can be shown. ``last`` ends the waiting."""
         self._held += text
-        ends = [i for i in (self._held.find(s) for s in self._stop) if i >= 0]
+        found = [(self._held.find(s), len(s)) for s in self._stop]
+        # The first to be complete: how the text was cut must not matter.
+        ends = [(start + length, start) for start, length in found if start >= 0]
         if ends:
             self.hit = True
-            shown, self._held = self._held[: min(ends)], ""
+            shown, self._held = self._held[: min(ends)[1]], ""
             return shown
         keep = 0 if last else self._undecided()
         shown = self._held[: len(self._held) - keep]
@@ -218,13 +238,13 @@ class StopStrings:
         return 0
 
 
-def _check(ids: Sequence[int], vocab_size: int, max_tokens: int) -> None:
+def _check(ids: Sequence[int], vocab_size: int, rules: Sampling) -> None:
     if not ids:
         raise ValueError("[generate] the prompt is empty; give at least one token")
-    if not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise ValueError(
-            f"[generate] the prompt has token {max(ids)}, but the model knows "
-            f"{vocab_size}; is the tokenizer the model's own?"
-        )
-    if max_tokens < 1:
-        raise ValueError(f"[generate] max_tokens must be at least 1, got {max_tokens}")
+    for name, tokens in (("the prompt", ids), ("logit_bias", rules.logit_bias)):
+        for token in tokens:
+            if not 0 <= token < vocab_size:
+                raise ValueError(
+                    f"[generate] {name} has token {token}, but the model knows 0 to "
+                    f"{vocab_size - 1}; is the tokenizer the model's own?"
+                )

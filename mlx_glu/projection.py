@@ -37,14 +37,13 @@ def linear(x: mx.array, weight: Weight, bias: mx.array | None = None) -> mx.arra
     """
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     run = _on_cpu if on_cpu else _product
-    y = run(x, weight)
-    return (y if bias is None else y + bias).astype(x.dtype)
+    return run(x, weight, bias).astype(x.dtype)
 
 
-def _product(x: mx.array, weight: Weight) -> mx.array:
+def _product(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
     if not isinstance(weight, QuantizedWeight):
-        return x @ weight.T
-    return mx.quantized_matmul(
+        return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+    y = mx.quantized_matmul(
         x,
         weight.weight,
         weight.scales,
@@ -54,9 +53,10 @@ def _product(x: mx.array, weight: Weight) -> mx.array:
         bits=weight.bits,
         mode=weight.mode,
     )
+    return y if bias is None else y + bias
 
 
-def _on_cpu(x: mx.array, weight: Weight) -> mx.array:
+def _on_cpu(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
     M, K = x.size // x.shape[-1], x.shape[-1]
     if isinstance(weight, QuantizedWeight):
         x, weight = x.astype(mx.float32), _float32_scales(weight)
@@ -64,20 +64,21 @@ def _on_cpu(x: mx.array, weight: Weight) -> mx.array:
             weight = dequantize(*weight[:3], Quantization(*weight[3:]))
     is_threaded = not isinstance(weight, QuantizedWeight) and x.dtype == mx.float32
     if is_threaded and blas.is_fast():
-        return _product(x, weight)
+        return _product(x, weight, bias)
     if M * K * _rows(weight) < SPLIT_FROM or len(cpu_streams()) < 2:
-        return _product(x, weight)
-    return _split(x, weight)
+        return _product(x, weight, bias)
+    return _split(x, weight, bias)
 
 
-def _split(x: mx.array, weight: Weight) -> mx.array:
+def _split(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
     """Give each core some of the weight's rows."""
     streams, N = cpu_streams(), _rows(weight)
     cuts = [N * i // len(streams) for i in range(len(streams) + 1)]
     parts = []
     for stream, start, end in zip(streams, cuts, cuts[1:], strict=False):
         with mx.stream(stream):
-            parts.append(_product(x, _take_rows(weight, start, end)))
+            own = None if bias is None else bias[start:end]
+            parts.append(_product(x, _take_rows(weight, start, end), own))
     return mx.concatenate(parts, axis=-1)
 
 

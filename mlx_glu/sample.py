@@ -1,5 +1,6 @@
 """From logits to a token."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import mlx.core as mx
 class Sampling:
     """How the next token is chosen.
 
-    The order is mlx-lm's: penalty and bias, then top-p, min-p and top-k on the
+    The order is mlx-lm's: bias and penalty, then top-p, min-p and top-k on the
     probabilities at temperature 1, the temperature last. (Hugging Face applies
     the temperature first.)
 
@@ -24,8 +25,8 @@ class Sampling:
             negative ones (Keskar et al. 2019, arXiv:1909.05858); 1 is off.
         repetition_context_size: how many last tokens count as occurred; None is
             all, prompt included, as in transformers.
-        logit_bias: token id to what is added to its logit.
-        seed: makes sampling repeatable.
+        logit_bias: token id to what is added to its logit; -inf bans the token.
+        seed: makes sampling repeatable; 0 to 2**64 - 1.
 
     Raises:
         ValueError: a value out of its range.
@@ -42,16 +43,23 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, is_right, wanted in (
-            ("temp", 0 <= self.temp < float("inf"), "at least 0"),
+            ("temp", 0 <= self.temp < math.inf, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
             (
                 "repetition_context_size",
-                (self.repetition_context_size or 1) > 0,
+                self.repetition_context_size is None
+                or self.repetition_context_size > 0,
                 "at least 1",
             ),
+            (
+                "logit_bias",
+                all(value < math.inf for value in self.logit_bias.values()),
+                "of numbers below infinity",
+            ),
+            ("seed", 0 <= (self.seed or 0) < 1 << 64, "between 0 and 2**64 - 1"),
         ):
             if not is_right:
                 raise ValueError(
@@ -85,15 +93,15 @@ class Sampler:
             history: [n] the tokens so far, if `needs_history`.
 
         Returns:
-            The token [] and the log-probabilities [vocab_size] after penalty and
-            bias. Neither is computed yet: an unused one costs nothing.
+            The token [] and the log-probabilities [vocab_size] after bias and
+            penalty. Neither is computed yet: an unused one costs nothing.
         """
         rules = self.rules
         logits = logits.astype(mx.float32)
-        if self.needs_history and history is not None:
-            logits = self._penalise(logits, history)
         if self._bias is not None:
             logits = logits.at[self._bias[0]].add(self._bias[1])
+        if self.needs_history and history is not None:
+            logits = self._penalise(logits, history)
         logprobs = logits - mx.logsumexp(logits)
         if rules.temp == 0:
             return mx.argmax(logits), logprobs

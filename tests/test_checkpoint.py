@@ -429,8 +429,6 @@ def test_config_is_refused_before_weights_are_read(changes, parts, hf, tmp_path)
 # NaN
 
 
-
-
 @pytest.mark.parametrize("value", [mx.nan, mx.inf, -mx.inf])
 @pytest.mark.parametrize("name", ["model.norm.weight", f"{UP}.weight"])
 @pytest.mark.parametrize(

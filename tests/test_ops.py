@@ -153,11 +153,11 @@ def test_leading_axes_and_strides():
     assert glu_linear(x[0, 0], gate, up).shape == (31,)
     assert glu_linear(x[:, :0], gate, up).shape == (2, 0, 31)
     strided = normal(rng, 4, 128)[::2, ::2]
-    flat = mx.array(np.array(strided))
-    assert mx.array_equal(glu_linear(strided, gate, up), glu_linear(flat, gate, up))
     row = mx.broadcast_to(x[0, 0], (3, 64))
-    rows = mx.array(np.array(row))
-    assert mx.array_equal(glu_linear(row, gate, up), glu_linear(rows, gate, up))
+    for view in (strided, row):
+        flat = glu_linear(mx.array(np.array(view)), gate, up)
+        # A BLAS sums in another order where the strides are others.
+        assert_no_worse(glu_linear(view, gate, up), flat, f64(flat), terms=64)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

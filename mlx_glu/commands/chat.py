@@ -36,11 +36,12 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = prompting.load(args)
     if not tokenizer.has_chat_template:
         raise ValueError(
-            f"{args.model} has no chat template; use `mlx-glu generate`, which "
-            "continues plain text"
+            "this model has no chat template; use `mlx-glu generate`, which continues "
+            "plain text"
         )
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (line editing and history in input())
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (line editing and history in input())
     conversation = Conversation(model, tokenizer, args, rules)
     print(_HELP, file=sys.stderr)
     while (text := _read()) is not None:
@@ -52,7 +53,14 @@ def run(args: argparse.Namespace) -> None:
         elif text.startswith("/"):
             print(_HELP, file=sys.stderr)
         elif text:
-            conversation.ask(text)
+            try:
+                conversation.ask(text)
+            except KeyboardInterrupt:
+                print("\n(stopped)", file=sys.stderr)
+            except ValueError as error:
+                if not sys.stdin.isatty():
+                    raise
+                print(error, file=sys.stderr)
 
 
 class Conversation:
@@ -76,17 +84,19 @@ class Conversation:
         self._read: list[int] = []
 
     def ask(self, text: str) -> None:
-        """Stream the answer to ``text``; Ctrl-C keeps what was said so far."""
-        self.messages.append({"role": "user", "content": text})
-        try:
-            ids = prompting.encode_chat(self._tokenizer, self.messages, self._args)
-        except ValueError:
-            self.messages.pop()
-            raise
+        """Stream the answer to ``text``.
+
+        After Ctrl-C or an error, what was said so far is kept; if nothing was, the
+        question is forgotten too.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = prompting.encode_chat(self._tokenizer, messages, self._args)
         # The cache serves if the conversation goes on exactly as it was read.
-        known = self._read[: self._cache[0].offset]
-        if not known or ids[: len(known)] != known or len(ids) == len(known):
-            self._cache, known = self._model.make_cache(), []
+        cache, known = self._cache, self._read[: self._cache[0].offset]
+        if ids[: len(known)] != known or len(ids) == len(known):
+            cache, known = self._model.make_cache(), []
+        # Ctrl-C may come between two layers, which leaves an unknown cache behind.
+        self._cache, self._read = self._model.make_cache(), []
         said: list[GenerationResponse] = []
         try:
             prompting.answer(
@@ -95,16 +105,15 @@ class Conversation:
                 ids[len(known) :],
                 self._args,
                 self._rules,
-                self._cache,
+                cache,
+                known,
                 said,
             )
-            self._read = ids + [step.token for step in said]
-        except KeyboardInterrupt:
-            # It may have come between two layers: what the cache holds is unknown.
-            self._cache, self._read = self._model.make_cache(), []
-            print("\n(stopped)", file=sys.stderr)
-        answer = "".join(step.text for step in said)
-        self.messages.append({"role": "assistant", "content": answer})
+            self._cache, self._read = cache, ids + [step.token for step in said]
+        finally:
+            if said:
+                answer = "".join(step.text for step in said)
+                self.messages = [*messages, {"role": "assistant", "content": answer}]
 
 
 def _read() -> str | None:

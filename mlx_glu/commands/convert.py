@@ -17,7 +17,7 @@ chat find it.
 
   mlx-glu convert --hf-path ORG/MODEL --mlx-path FOLDER -q
   mlx-glu convert --hf-path model.gguf --mlx-path FOLDER
-  mlx-glu convert --hf-path FOLDER --mlx-path DENSE --dequantize --dtype bfloat16
+  mlx-glu convert --hf-path FOLDER --mlx-path DENSE -d --dtype bfloat16
 
 A quantized source keeps its packed weights, bit for bit, unless -q or
 --dequantize asks for something else.
@@ -31,15 +31,21 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     add(
         "--mlx-path",
         metavar="DST",
-        help="folder to make; must not exist (default: mlx_model)",
+        help="folder to make; must not exist (default: mlx_model, or where the "
+        "default model belongs)",
     )
-    add("-q", "--quantize", action="store_true", help="pack the weights")
-    add("--q-bits", type=int, metavar="BITS", help="2, 3, 4, 5, 6 or 8 (default: 4)")
+    add(
+        "-q",
+        "--quantize",
+        action="store_true",
+        help="pack the weights; 4 bits in groups of 64 unless said",
+    )
+    add("--q-bits", type=int, metavar="BITS", help="affine: 2, 3, 4, 5, 6 or 8")
     add(
         "--q-group-size",
         type=int,
         metavar="SIZE",
-        help="weights that share a scale: 32, 64 or 128 (default: 64)",
+        help="weights that share a scale; affine: 32, 64 or 128",
     )
     add(
         "--q-mode",

@@ -8,10 +8,11 @@ from . import prompting
 HELP = "answer a prompt"
 DESCRIPTION = """\
 Answer a prompt with a model. The text streams to stdout, statistics go to
-stderr. A chat model gets the prompt as a user's message; any other continues it.
+stderr. A chat model gets the prompt as a user's message; any other continues
+it.
 
   mlx-glu generate --prompt "What is the capital of France?"
-  mlx-glu generate --model FOLDER --prompt "Once upon a time" --temp 0.8 --seed 1
+  mlx-glu generate --model FOLDER -p "Once upon a time" --temp 0.8 --seed 1
   cat question.txt | mlx-glu generate --prompt -
 """
 
@@ -32,19 +33,17 @@ def add_args(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Load, answer, print statistics."""
     rules = prompting.sampling(args)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt: str | list[int] = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt:
         raise ValueError("the prompt is empty; give a text after --prompt")
     model, tokenizer = prompting.load(args)
     if tokenizer.has_chat_template and not args.ignore_chat_template:
         messages = prompting.system_messages(args)
         messages.append({"role": "user", "content": prompt})
-        ids = prompting.encode_chat(tokenizer, messages, args)
-    else:
-        if args.system_prompt:
-            raise ValueError("--system-prompt needs a model with a chat template")
-        ids = tokenizer.encode(prompt)
-    last = prompting.answer(model, tokenizer, ids, args, rules)
+        prompt = prompting.encode_chat(tokenizer, messages, args)
+    elif args.system_prompt:
+        raise ValueError("--system-prompt needs a model with a chat template")
+    last = prompting.answer(model, tokenizer, prompt, args, rules)
     print(
         f"prompt: {last.prompt_tokens} tokens, prompt_tps {last.prompt_tps:.1f}\n"
         f"generation: {last.generation_tokens} tokens, "

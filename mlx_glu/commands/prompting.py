@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from ..generation import GenerationResponse
@@ -23,26 +23,65 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         "(default: the default model, which `mlx-glu convert` makes)",
     )
     add("--system-prompt", metavar="TEXT", help="put before the conversation")
-    add("-m", "--max-tokens", type=int, default=256, metavar="N", help="(256)")
-    add("--temp", type=float, default=0.0, help="temperature; 0 is greedy (0)")
-    add("--top-p", type=float, default=1.0, help="nucleus sampling; 1 is off (1)")
-    add("--top-k", type=int, default=0, help="likeliest tokens kept; 0 is off (0)")
-    add("--min-p", type=float, default=0.0, help="share of the top token's p (0)")
-    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="(1: off)")
+    add(
+        "-m",
+        "--max-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="end the answer after N tokens (default: 256)",
+    )
+    add(
+        "--temp",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="temperature; 0, the default, takes the likeliest token each time",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that have P of the probability "
+        "(default: 1, off)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="draw from the K likeliest tokens (default: 0, off)",
+    )
+    add(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="draw from tokens at least P times as probable as the likeliest "
+        "(default: 0, off)",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="make tokens that occurred less likely, X above 1 (default: 1, off)",
+    )
     add(
         "--repetition-context-size",
         type=int,
         metavar="N",
-        help="last tokens it looks at (default: all)",
+        help="let the penalty see the last N tokens alone (default: all)",
     )
     add(
         "--logit-bias",
         action="append",
         default=[],
         metavar="ID=X",
-        help="add X to the logit of a token id; can be repeated",
+        help="add X to the logit of a token id, -inf to ban it; can be repeated",
     )
-    add("--seed", type=int, help="makes sampling repeatable")
+    add("--seed", type=int, metavar="N", help="make sampling repeatable")
     add(
         "--stop",
         action="append",
@@ -50,10 +89,16 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="end the answer before this text; can be repeated",
     )
-    add("--prefill-step-size", type=int, default=2048, metavar="N", help="(2048)")
+    add(
+        "--prefill-step-size",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="read long prompts N tokens at a time (default: 2048)",
+    )
     add(
         "--chat-template-config",
-        type=json.loads,
+        type=_json_object,
         default={},
         metavar="JSON",
         help='arguments of the chat template, as {"enable_thinking": false}',
@@ -96,10 +141,11 @@ def load(args: argparse.Namespace) -> "tuple[Model, Tokenizer]":
 def answer(
     model: "Model",
     tokenizer: "Tokenizer",
-    ids: Sequence[int],
+    prompt: str | Sequence[int],
     args: argparse.Namespace,
     rules: "Sampling",
     cache: "Cache | None" = None,
+    cached: Sequence[int] = (),
     said: "list[GenerationResponse] | None" = None,
 ) -> "GenerationResponse":
     """Stream an answer to stdout; ``said`` collects its steps as they come."""
@@ -107,16 +153,16 @@ def answer(
 
     from ..generation import stream_generate
 
-    bar = tqdm(
-        total=len(ids),
-        desc="prompt",
-        unit="tok",
-        leave=False,
-        # A short prompt needs no bar.
-        disable=None if len(ids) > args.prefill_step_size else True,
-    )
+    bar: tqdm[NoReturn] | None = None
 
     def progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            # A short prompt needs no bar.
+            show = None if total > args.prefill_step_size else True
+            bar = tqdm(
+                total=total, desc="prompt", unit="tok", leave=False, disable=show
+            )
         bar.update(done - bar.n)
         if done == total:
             bar.close()
@@ -125,11 +171,12 @@ def answer(
     for response in stream_generate(
         model,
         tokenizer,
-        ids,
+        prompt,
         max_tokens=args.max_tokens,
         sampling=rules,
         stop=args.stop,
         prompt_cache=cache,
+        cached=cached,
         prefill_step_size=args.prefill_step_size,
         prompt_progress_callback=progress,
     ):
@@ -145,9 +192,12 @@ def encode_chat(
     tokenizer: "Tokenizer", messages: list[dict[str, Any]], args: argparse.Namespace
 ) -> list[int]:
     """Token ids of a conversation, up to where the answer begins."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages, **args.chat_template_config
-    )
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            messages, tokenize=True, **args.chat_template_config
+        )
+    except TypeError as error:  # a name that is not the user's to give
+        raise ValueError(f"--chat-template-config: {error}") from error
     return ids
 
 
@@ -155,6 +205,16 @@ def system_messages(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The conversation before the user's first message."""
     text = args.system_prompt
     return [{"role": "system", "content": text}] if text else []
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
 
 
 def _bias(item: str) -> tuple[int, float]:
