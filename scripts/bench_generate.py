@@ -1,6 +1,6 @@
 """Whole-model speed on this machine, mlx_glu beside mlx-lm, on the same weights.
 
-    .venv/bin/python scripts/bench_generate.py --model FOLDER --runs 5
+    .venv/bin/python scripts/bench_generate.py --runs 5
 
 Every run is a fresh process; the arms take turns and each round starts with
 another one. All are timed from outside by the same clock: start-up is from the
@@ -22,6 +22,8 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+from mlx_glu import convert, hub
 
 ROOT = Path(__file__).parents[1]
 PROMPT = (
@@ -59,13 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="a quantized MLX folder")
+    parser.add_argument("--model", help="a packed MLX folder (the default model)")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--append", action="store_true")
     args = parser.parse_args()
+    model = Path(args.model).resolve() if args.model else hub.find_default()
     with tempfile.TemporaryDirectory() as work:
-        arms = make_arms(Path(args.model).resolve(), Path(work))
+        arms = make_arms(model, Path(work))
         results = {name: [] for name in arms}
         names = list(arms)
         for turn in range(args.runs):
@@ -75,18 +78,21 @@ def main() -> None:
     print(file=sys.stderr)
     table = {name: summary(rows) for name, rows in results.items()}
     print_table(table)
+    first = results[names[0]][0]["text"]
+    other = [name for name in names if any(r["text"] != first for r in results[name])]
+    print("another text than the first arm:", ", ".join(other) or "none")
     row = {
         "date": datetime.date.today().isoformat(),
         "commit": output("git", "rev-parse", "--short", "HEAD"),
         "bench": "generate",
-        "model": Path(args.model).name,
+        "model": model.name,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "versions": {p: version(p) for p in ("mlx", "mlx-lm", "mlx-glu")},
         "runs": args.runs,
         "max_tokens": args.max_tokens,
         "arms": table,
-        "cmd": " ".join(["scripts/bench_generate.py", *sys.argv[1:]]),
+        "cmd": f"scripts/bench_generate.py --model {model.name} --runs {args.runs}",
     }
     line = json.dumps(row)
     print(line)
@@ -101,8 +107,6 @@ def make_arms(model: Path, work: Path) -> dict[str, tuple[str, Path, dict[str, s
     The same weights in each form that mlx-lm can be given; converting is lossless
     into float32.
     """
-    from mlx_glu import convert
-
     convert(model, work / "packed", dtype="float32")
     convert(model, work / "float32", dequantize=True, dtype="float32")
     convert(model, work / "bfloat16", dequantize=True, dtype="bfloat16")
@@ -144,7 +148,8 @@ def summary(rows: list[dict]) -> dict:
     for metric in METRICS:
         values = sorted(row[metric] for row in rows)
         cuts = statistics.quantiles(values, n=5) if len(values) > 1 else values * 4
-        found[metric] = [cuts[0], statistics.median(values), cuts[3]]
+        cut = [cuts[0], statistics.median(values), cuts[3]]
+        found[metric] = [float(f"{value:.4g}") for value in cut]
     return found
 
 

@@ -335,3 +335,26 @@ def test_memory_stays_near_one_tensor(tmp_path):
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     assert total > 400
     assert int(done.stdout) < total / 3
+
+
+@requires_shared
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recipe", ["4-bit", "8-bit", "mixed_3_6"])
+def test_ours_opens_what_mlx_lm_convert_writes(recipe, tmp_path):
+    """Its layers of 172 inputs stay float; with a recipe, blocks hold nulls."""
+    mlx_lm = pytest.importorskip("mlx_lm")
+    options = {"quant_predicate": recipe} if "mixed" in recipe else {}
+    bits = None if options else int(recipe[0])
+    mlx_lm.convert(
+        str(SHARED / "stories260K"),
+        str(tmp_path / "theirs"),
+        quantize=True,
+        q_bits=bits,
+        q_group_size=32,
+        **options,
+    )
+    model, tokenizer = mlx_lm.load(str(tmp_path / "theirs"))
+    ids = mx.array([tokenizer.encode("Once upon a time, there was a little girl")])
+    expected = np.array(model(ids))
+    ours = np.array(load_model(tmp_path / "theirs")(ids))
+    assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
