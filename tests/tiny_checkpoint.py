@@ -136,6 +136,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     arrays = weights_of(config) if weights is None else weights
     arrays = {k: mx.array(v).astype(getattr(mx, dtype)) for k, v in arrays.items()}
+    mx.eval(arrays)  # some may still be read from the file that is replaced
     mx.save_safetensors(str(folder / "model.safetensors"), arrays)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
