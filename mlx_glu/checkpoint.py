@@ -50,7 +50,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def load(self, name: str) -> mx.array:
-        """Read one tensor. Each call reads anew: nothing is kept."""
+        """Read one tensor. What was read is not kept for the next call."""
 
     @abstractmethod
     def write_tokenizer(self, folder: Path) -> None:

@@ -104,7 +104,7 @@ def convert(
     check_destination(source, destination, overwrite)
     weights = examine(open_checkpoint(source))
     plan = _plan(weights, requested, DTYPES.get(dtype or ""), dequantize)
-    with new_folder(destination) as folder:
+    with new_folder(destination, overwrite) as folder:
         _write_weights(plan, folder, check, progress)
         _write_config(plan, folder)
         weights.checkpoint.write_tokenizer(folder)
@@ -167,6 +167,11 @@ def _dense_dtype(plan: _Plan, name: str) -> mx.Dtype:
     own = weights.info(name).dtype
     if own == mx.uint32:
         own = mx.bfloat16
+    # Scales that stay as they are set the dtype of the rest.
+    for module, packed in weights.quantization.items():
+        if packed.mode == "affine" and _kept_packed(plan, module):
+            said = weights.info(f"{module}.scales").dtype
+            break
     return plan.dtype or said or own
 
 

@@ -34,7 +34,7 @@ def check_destination(source: Path, destination: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
+def new_folder(destination: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that takes the destination's place if all goes well, else goes."""
     parent = destination.absolute().parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]
@@ -46,23 +46,29 @@ def new_folder(destination: Path) -> Iterator[Path]:
         folder = work / "new"
         folder.mkdir()
         yield folder
-        _replace(destination, folder, work / "old")
+        _replace(destination, folder, work / "old", overwrite)
     finally:
         if work:
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(work / "new", ignore_errors=True)
+            if destination.exists():  # else "old" is all that is left of it
+                shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):
+                work.rmdir()
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()  # only where nothing came to be
 
 
-def _replace(destination: Path, new: Path, old: Path) -> None:
+def _replace(destination: Path, new: Path, old: Path, overwrite: bool) -> None:
     """Put ``new`` in the destination's place; if that fails, the old one returns."""
-    if not destination.exists():
-        os.rename(new, destination)
+    if not overwrite:
+        os.rename(new, destination)  # fails on a folder that is not empty
         return
-    os.rename(destination, old)
     try:
+        with suppress(FileNotFoundError):
+            os.rename(destination, old)
         os.rename(new, destination)
     except BaseException:
-        os.rename(old, destination)
+        if old.exists():
+            os.rename(old, destination)
         raise

@@ -69,15 +69,15 @@ class GGUFCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = GGUFFile(path)
+        # A packed tensor is asked for in three parts, one after the other.
+        self._last: tuple[str, tuple[mx.array, ...]] = "", ()
         self._architecture = str(self._file.metadata.get("general.architecture"))
         if self._architecture not in ARCHITECTURES:
             raise ValueError(
                 f"[gguf] {path}: architecture {self._architecture!r} is not "
                 f"supported; supported: {', '.join(ARCHITECTURES)}"
             )
-        # float16 holds all of a GGUF's scales, but not all of Gemma's activations.
-        is_gemma = self._architecture.startswith("gemma")
-        self._dtype = mx.float32 if is_gemma else mx.float16
+        self._dtype = self._activations()
         self.tensors: dict[str, TensorInfo] = {}
         self._place_of: dict[str, tuple[str, int]] = {}
         for name in self._file.tensors:
@@ -88,7 +88,9 @@ class GGUFCheckpoint(Checkpoint):
     def load(self, name: str) -> mx.array:
         """Read one tensor."""
         place, part = self._place_of[name]
-        array = self._file.load(place)[part].astype(self.tensors[name].dtype)
+        if self._last[0] != place:
+            self._last = place, self._file.load(place)
+        array = self._last[1][part].astype(self.tensors[name].dtype)
         if self._architecture == "llama":
             for projection, key in (
                 (".q_proj.", "attention.head_count"),
@@ -108,6 +110,16 @@ class GGUFCheckpoint(Checkpoint):
         tokens = {k: v for k, v in self.config.items() if k.endswith("_token_id")}
         text = json.dumps(tokens, indent=2)
         (folder / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def _activations(self) -> mx.Dtype:
+        """The dtype to compute in: that of the matrices, if it is a float."""
+        matrix = self._file.tensors.get("blk.0.ffn_down.weight")
+        kind = matrix.format.name if matrix else ""
+        if kind in ("F32", "BF16"):
+            return mx.float32 if kind == "F32" else mx.bfloat16
+        # float16 holds all of a GGUF's scales, but not all of Gemma's activations.
+        is_gemma = self._architecture.startswith("gemma")
+        return mx.float32 if is_gemma else mx.float16
 
     def _add(self, name: str) -> None:
         tensor = self._file.tensors[name]

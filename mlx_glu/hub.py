@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .checkpoint import KEPT
+from .checkpoint import INDEX, KEPT
 
 #: LLaMA architecture, SwiGLU, Apache-2.0, small enough for any machine.
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -46,7 +46,7 @@ def download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", *KEPT]
+    wanted = ["config.json", "model*.safetensors", INDEX, *KEPT]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

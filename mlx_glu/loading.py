@@ -114,9 +114,12 @@ def _model(checkpoint: Checkpoint, *, as_stored: bool) -> Model:
 
 
 def _names(weights: Weights, form: Representation) -> list[str]:
-    names = list(weights.shapes)
-    if not form.unpack:
-        for module, packed in weights.quantization.items():
+    names: list[str] = []
+    for name in weights.shapes:
+        names.append(name)
+        module, _, last = name.rpartition(".")
+        packed = weights.quantization.get(module) if last == "weight" else None
+        if packed and not form.unpack:
             affine = packed.mode == "affine"
             names += [f"{module}.scales"] + [f"{module}.biases"] * affine
     return names

@@ -66,7 +66,8 @@ class QuantizedWeight(NamedTuple):
 Weight = mx.array | QuantizedWeight
 
 
-_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+#: Dtypes of weights that are not packed, and of affine scales.
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def read_off(
         for mode, known in MODES.items()
         if group_size in known.group_sizes
         and bits in known.bits
-        and scales.dtype in (_FLOATS if mode == "affine" else (mx.uint8,))
+        and scales.dtype in (FLOATS if mode == "affine" else (mx.uint8,))
     ]
     if not modes or odd_bits or odd_group or weight.dtype != mx.uint32:
         raise ValueError(

@@ -45,10 +45,7 @@ class RopeParameters:
 
     def as_config(self) -> dict[str, Any]:
         """The block of ``config.json`` without its ``rope_theta``."""
-        block = {
-            k: v for k, v in self.scaling.items() if k not in ("rope_theta", "type")
-        }
-        block["rope_type"] = self.rope_type
+        block = {**self.scaling, "rope_type": self.rope_type}
         if self.partial_rotary_factor != 1.0:
             block["partial_rotary_factor"] = self.partial_rotary_factor
         return block

@@ -103,7 +103,7 @@ class Sampler:
         if self.needs_history and history is not None:
             logits = self._penalise(logits, history)
         logprobs = logits - mx.logsumexp(logits)
-        if rules.temp == 0:
+        if rules.temp < 1e-6:  # float32 cannot divide by less
             return mx.argmax(logits), logprobs
         kept = logprobs
         if rules.top_p < 1:

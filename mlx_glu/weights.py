@@ -11,11 +11,10 @@ from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .models import build
 from .models.llama import Model
-from .quantization import Quantization, dequantize, read_off
+from .quantization import FLOATS, Quantization, dequantize, read_off
 from .safetensors import TensorInfo
 
 _EMBED, _HEAD = "model.embed_tokens", "lm_head"
-_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 @dataclass
@@ -155,7 +154,7 @@ def _check(
             f"[load] {checkpoint.path}: {name} must have shape {list(shape)}, "
             f"got {list(info.shape)}"
         )
-    if info.dtype not in _FLOATS:
+    if info.dtype not in FLOATS:
         raise ValueError(
             f"[load] {checkpoint.path}: {name} is {info.dtype} without scales; "
             "a float tensor was expected"

@@ -1,6 +1,7 @@
 """Conversion: what comes out, what mlx-lm makes of it, what bad settings do."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -358,3 +359,60 @@ def test_ours_opens_what_mlx_lm_convert_writes(recipe, tmp_path):
     expected = np.array(model(ids))
     ours = np.array(load_model(tmp_path / "theirs")(ids))
     assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma"])
+def test_packed_floats_are_computed_in_float32(mode, model_type, tmp_path, monkeypatch):
+    """MLX unpacks these embeddings to bfloat16, which a CPU must not go on with."""
+    monkeypatch.setattr("mlx_glu.blas.is_fast", lambda: False)
+    source = write_checkpoint(tmp_path / "hf", config_of(model_type, **EVEN))
+    convert(source, tmp_path / "q", quantize=True, q_mode=mode)
+    convert(tmp_path / "q", tmp_path / "d", dequantize=True, dtype="float32")
+    packed, dense = load_model(tmp_path / "q")(IDS), load_model(tmp_path / "d")(IDS)
+    assert packed.dtype == mx.float32
+    difference = np.abs(np.array(packed) - np.array(dense)).max()
+    assert difference <= 2e-5 * np.abs(np.array(dense)).max()
+
+
+def test_kept_scales_set_the_dtype(llama, tmp_path):
+    """One dtype in the whole folder, or a GPU would compute in float32."""
+    convert(llama, tmp_path / "q", quantize=True, q_group_size=32, dtype="float16")
+    config = json.loads((tmp_path / "q/config.json").read_text())
+    config |= {"torch_dtype": "bfloat16", "dtype": "bfloat16"}
+    (tmp_path / "q/config.json").write_text(json.dumps(config))
+    convert(tmp_path / "q", tmp_path / "kept")
+    dtypes = {a.dtype for a in tensors_of(tmp_path / "kept").values()}
+    assert dtypes == {mx.uint32, mx.float16}
+    written = json.loads((tmp_path / "kept/config.json").read_text())
+    assert written["torch_dtype"] == "float16"
+
+
+def test_folder_that_appears_meanwhile_is_kept(llama, tmp_path, monkeypatch):
+    def appear(*args):
+        (tmp_path / "mlx").mkdir()
+        (tmp_path / "mlx" / "diary.txt").write_text("mine")
+
+    monkeypatch.setattr("mlx_glu.conversion._write_card", appear)
+    with pytest.raises(OSError, match="mlx"):
+        convert(llama, tmp_path / "mlx")
+    assert (tmp_path / "mlx" / "diary.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "mlx"]
+
+
+def test_old_folder_survives_a_failed_swap(llama, tmp_path, monkeypatch):
+    """Renames fail from the second on, back included: the old model is still there."""
+    convert(llama, tmp_path / "mlx")
+    rename, calls = os.rename, []
+
+    def failing(source, target):
+        calls.append(source)
+        if len(calls) > 1:
+            raise OSError("no more renames")
+        rename(source, target)
+
+    monkeypatch.setattr("mlx_glu.destination.os.rename", failing)
+    with pytest.raises(OSError, match="no more renames"):
+        convert(llama, tmp_path / "mlx", overwrite=True)
+    (kept,) = tmp_path.glob(".mlx.partial-*/old/model.safetensors")
+    assert load_model(kept.parent)(IDS).shape[-1] == 131

@@ -231,3 +231,11 @@ def test_gemma_is_not_converted_to_float16(tmp_path):
     scales = checkpoint.load("model.layers.0.mlp.up_proj.scales")
     assert scales.dtype == mx.float32
     assert mx.array_equal(scales, mx.load(str(path))["blk.0.ffn_up.scales"])
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_conversion_computes_in_what_the_file_holds(kind, tmp_path):
+    config = gguf_config("llama", head_dim=16)
+    path = write_gguf(tmp_path / "m.gguf", *as_llama_cpp(config, kind))
+    wanted = {"F32": "float32", "BF16": "bfloat16"}.get(kind, "float16")
+    assert open_checkpoint(path).config["torch_dtype"] == wanted

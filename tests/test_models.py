@@ -8,7 +8,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from shared_data import SHARED, requires_shared
-from tiny_checkpoint import CASES, FAMILIES, config_of, token_ids, write_checkpoint
+from tiny_checkpoint import (
+    CASES,
+    FAMILIES,
+    config_of,
+    token_ids,
+    weights_of,
+    write_checkpoint,
+)
 
 from mlx_glu import load_model
 from mlx_glu.families import FAMILIES as KNOWN
@@ -159,3 +166,22 @@ def test_gemma_is_tanh_whatever_hidden_act_says(tmp_path):
     )
     assert model.config.variant == "geglu_tanh"
     assert model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_float32_norms_do_not_widen_the_model(model_type, dtype, tmp_path):
+    """As a GPU holds it: a 16-bit model whose norms are float32 computes in 16 bits."""
+    config = config_of(model_type)
+    weights = {k: mx.array(v) for k, v in weights_of(config).items()}
+    mixed = {
+        k: v if "norm" in k else v.astype(getattr(mx, dtype))
+        for k, v in weights.items()
+    }
+    folder = tmp_path / "hf"
+    write_checkpoint(folder, config)
+    mx.save_safetensors(str(folder / "model.safetensors"), mixed)
+    model = load_model(folder, as_stored=True)
+    cache = model.make_cache()
+    logits = model(mx.array([[1, 2, 3]]), cache)
+    assert logits.dtype == cache[0].keys.dtype == getattr(mx, dtype)

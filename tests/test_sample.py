@@ -247,3 +247,10 @@ def test_bad_values(field, values):
 def test_the_largest_seed():
     rules = Sampling(temp=1.0, seed=(1 << 64) - 1)
     assert draw(rules, logits_of(0)).shape == (1,)
+
+
+def test_a_temperature_next_to_zero_is_greedy():
+    """float32 could not divide by it: every logit would be infinite."""
+    logits = logits_of(0)
+    token, _ = Sampler(Sampling(temp=1e-40, seed=1))(mx.array(logits))
+    assert int(token.item()) == int(np.argmax(logits))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from . import prompting
 
 if TYPE_CHECKING:
-    from ..generation import GenerationResponse
     from ..models.llama import Model
     from ..sample import Sampling
     from ..tokenizer import Tokenizer
@@ -97,7 +96,7 @@ class Conversation:
             cache, known = self._model.make_cache(), []
         # Ctrl-C may come between two layers, which leaves an unknown cache behind.
         self._cache, self._read = self._model.make_cache(), []
-        said: list[GenerationResponse] = []
+        said: list[tuple[int, str]] = []
         try:
             prompting.answer(
                 self._model,
@@ -109,10 +108,10 @@ class Conversation:
                 known,
                 said,
             )
-            self._cache, self._read = cache, ids + [step.token for step in said]
+            self._cache, self._read = cache, ids + [token for token, _ in said]
         finally:
             if said:
-                answer = "".join(step.text for step in said)
+                answer = "".join(text for _, text in said)
                 self.messages = [*messages, {"role": "assistant", "content": answer}]
 
 

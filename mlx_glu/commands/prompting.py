@@ -146,9 +146,9 @@ def answer(
     rules: "Sampling",
     cache: "Cache | None" = None,
     cached: Sequence[int] = (),
-    said: "list[GenerationResponse] | None" = None,
+    said: list[tuple[int, str]] | None = None,
 ) -> "GenerationResponse":
-    """Stream an answer to stdout; ``said`` collects its steps as they come."""
+    """Stream an answer to stdout; ``said`` collects its tokens and texts."""
     from tqdm import tqdm
 
     from ..generation import stream_generate
@@ -181,7 +181,8 @@ def answer(
         prompt_progress_callback=progress,
     ):
         if said is not None:
-            said.append(response)
+            # Not the response: its logprobs would pile up.
+            said.append((response.token, response.text))
         print(response.text, end="", flush=True)
     print(flush=True)
     assert response is not None

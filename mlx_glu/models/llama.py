@@ -21,10 +21,19 @@ Cache = list[KVCache]
 Norm = Callable[[int, float], nn.Module]
 
 
+class RMSNorm(nn.RMSNorm):
+    """MLX's, in the dtype of its input: a float32 weight must not widen the model."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Normalise the last axis."""
+        y: mx.array = super().__call__(x)
+        return y.astype(x.dtype)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    norm_class: Norm = nn.RMSNorm
+    norm_class: Norm = RMSNorm
 
     def __init__(self, config: ModelConfig, kind: str) -> None:
         super().__init__()
@@ -66,7 +75,7 @@ class Block(nn.Module):
     """Pre-norm attention and pre-norm gated FFN, each on a residual."""
 
     attention_class = Attention
-    norm_class: Norm = nn.RMSNorm
+    norm_class: Norm = RMSNorm
 
     def __init__(self, config: ModelConfig, kind: str) -> None:
         super().__init__()
@@ -100,15 +109,18 @@ class Decoder(nn.Module):
     def embed(self, inputs: mx.array) -> mx.array:
         """Token ids [B, L] to [B, L, K]."""
         x: mx.array = self.embed_tokens(inputs)
+        if getattr(self.embed_tokens, "mode", "affine") != "affine":
+            # No scale has a float dtype here, and MLX unpacks to bfloat16.
+            x = x.astype(self.norm.weight.dtype)
         return x
 
     def __call__(self, inputs: mx.array, cache: Cache) -> mx.array:
         """Token ids [B, L] to hidden states [B, L, K]."""
         x = self.embed(inputs)
-        masks = {
-            kind: c.mask(inputs.shape[1])
-            for kind, c in zip(self.layer_types, cache, strict=True)
-        }
+        masks: dict[str, Mask] = {}
+        for kind, c in zip(self.layer_types, cache, strict=True):
+            if kind not in masks:
+                masks[kind] = c.mask(inputs.shape[1])
         for layer, kind, c in zip(self.layers, self.layer_types, cache, strict=True):
             x = layer(x, masks[kind], c)
         y: mx.array = self.norm(x)

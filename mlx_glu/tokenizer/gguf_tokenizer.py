@@ -26,7 +26,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     chat template, and special_tokens_map.json.
 
     Args:
-        metadata: ``mx.load(path, return_metadata=True)[1]``; values may be arrays,
+        metadata: ``GGUFFile.metadata``, or what MLX reads; values may be arrays,
             numbers, strings or lists.
         folder: where to write; must exist.
 

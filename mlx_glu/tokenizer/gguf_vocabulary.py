@@ -98,7 +98,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     """Read and check the vocabulary.
 
     Args:
-        metadata: as of ``mx.load(path, return_metadata=True)[1]``.
+        metadata: as in ``GGUFFile.metadata``, or as MLX reads it.
 
     Returns:
         The vocabulary.
