@@ -11,9 +11,10 @@ from . import blas
 if TYPE_CHECKING:
     from .conversion import convert
     from .generation import GenerationResponse, generate, stream_generate
-    from .layers import GatedMLP, glu_hidden_size
+    from .layers import GatedMLP, glu_hidden_size, split_packed
     from .loading import load, load_model
     from .ops import QuantizedWeight, glu_linear, glu_mul
+    from .sample import Sampling
     from .variants import VARIANTS, Variant
 
 __version__ = "0.1.0"
@@ -25,11 +26,13 @@ _HOME = {
     "stream_generate": "generation",
     "GatedMLP": "layers",
     "glu_hidden_size": "layers",
+    "split_packed": "layers",
     "load": "loading",
     "load_model": "loading",
     "QuantizedWeight": "ops",
     "glu_linear": "ops",
     "glu_mul": "ops",
+    "Sampling": "sample",
     "VARIANTS": "variants",
     "Variant": "variants",
 }
@@ -38,6 +41,7 @@ __all__ = [
     "GatedMLP",
     "GenerationResponse",
     "QuantizedWeight",
+    "Sampling",
     "Variant",
     "convert",
     "generate",
@@ -46,6 +50,7 @@ __all__ = [
     "glu_mul",
     "load",
     "load_model",
+    "split_packed",
     "stream_generate",
 ]
 
@@ -57,3 +62,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'mlx_glu' has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

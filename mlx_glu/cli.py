@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,6 +23,9 @@ Run, convert and study models whose feed-forward layers are gated linear units.
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on a user's mistake, 130 on Ctrl-C."""
+    _open_closed_streams()
+    # Ended from outside, half-written folders go as they do on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         try:
             args = make_parser().parse_args(argv)
@@ -60,6 +64,13 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_args(sub)
         sub.set_defaults(run=command.run)
     return parser
+
+
+def _open_closed_streams() -> None:
+    """Python has None for a closed stream, and MLX would get its number for a file."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 class _Parser(argparse.ArgumentParser):

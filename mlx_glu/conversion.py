@@ -4,21 +4,19 @@ The folder is what mlx-lm writes: config.json, ``model*.safetensors``, an index,
 the tokenizer's own files. It appears at its destination only when complete.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from tqdm import tqdm
 
-from .checkpoint import INDEX, open_checkpoint
-from .config import export
+from .checkpoint import open_checkpoint
 from .destination import check_destination, new_folder
 from .hub import resolve
-from .quantization import Quantization, choose, config_block
+from .model_folder import write_card, write_config, write_index, write_tokenizer
+from .quantization import Quantization, choose
 from .safetensors import TensorInfo, Writer, shards
 from .weights import Weights, examine
 
@@ -54,6 +52,11 @@ class _Plan:
     outputs: dict[str, TensorInfo]
     dtype: mx.Dtype | None
     kept_float: dict[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all that will be written."""
+        return sum(info.nbytes for info in self.outputs.values())
 
 
 def convert(
@@ -105,12 +108,13 @@ def convert(
     weights = examine(open_checkpoint(source))
     plan = _plan(weights, requested, DTYPES.get(dtype or ""), dequantize)
     with new_folder(destination, overwrite) as folder:
-        _write_weights(plan, folder, check, progress)
-        _write_config(plan, folder)
-        weights.checkpoint.write_tokenizer(folder)
-        _write_card(str(hf_path), folder)
-    nbytes = sum(info.nbytes for info in plan.outputs.values())
-    bits = 8 * nbytes / weights.parameter_count
+        weight_map = _write_weights(plan, folder, check, progress)
+        write_index(folder, weight_map, plan.nbytes, weights.parameter_count)
+        dtype = str(_dense_dtype(plan, "model.norm.weight"))
+        write_config(folder, weights, plan.formats, dtype.removeprefix("mlx.core."))
+        write_tokenizer(folder, weights)
+        write_card(folder, str(hf_path))
+    bits = 8 * plan.nbytes / weights.parameter_count
     return Report(destination, bits, plan.kept_float, weights.notes)
 
 
@@ -193,13 +197,19 @@ def _arrays(plan: _Plan, name: str) -> list[mx.array]:
     return list(mx.quantize(dense, **packed.as_config()))
 
 
-def _write_weights(plan: _Plan, folder: Path, check: bool, progress: bool) -> None:
+def _write_weights(
+    plan: _Plan, folder: Path, check: bool, progress: bool
+) -> dict[str, str]:
+    """Write every tensor; return the file name of each."""
     files = shards(plan.outputs.items(), MAX_SHARD)
     weight_map: dict[str, str] = {}
-    total = sum(info.nbytes for info in plan.outputs.values())
     ready = _ready(plan, check)
     bar = tqdm(
-        total=total, unit="B", unit_scale=True, desc="convert", disable=not progress
+        total=plan.nbytes,
+        unit="B",
+        unit_scale=True,
+        desc="convert",
+        disable=not progress,
     )
     with bar:
         for number, tensors in enumerate(files, start=1):
@@ -211,10 +221,7 @@ def _write_weights(plan: _Plan, folder: Path, check: bool, progress: bool) -> No
                     writer.write(name, next(ready))
                     weight_map[name] = file_name
                     bar.update(tensors[name].nbytes)
-    parameters = plan.weights.parameter_count
-    metadata = {"total_size": total, "total_parameters": parameters}
-    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / INDEX, index)
+    return weight_map
 
 
 def _ready(plan: _Plan, check: bool) -> Iterator[mx.array]:
@@ -232,33 +239,3 @@ def _ready(plan: _Plan, check: bool) -> Iterator[mx.array]:
                     "infinity"
                 )
         yield from arrays
-
-
-def _write_config(plan: _Plan, folder: Path) -> None:
-    weights = plan.weights
-    config = export(weights.checkpoint.config, weights.config)
-    block = config_block(plan.formats)
-    if block:
-        # Both keys: mlx-lm reads the first, the Hub's model tree the second.
-        config["quantization"] = config["quantization_config"] = block
-    dtype = next(
-        name
-        for name, d in DTYPES.items()
-        if d == _dense_dtype(plan, "model.norm.weight")
-    )
-    config["torch_dtype"] = config["dtype"] = dtype
-    _write_json(folder / "config.json", dict(sorted(config.items())))
-
-
-def _write_card(hf_path: str, folder: Path) -> None:
-    """The model card's header, by which the Hub knows an MLX model."""
-    is_hub_id = not Path(os.path.expanduser(hf_path)).exists()
-    lines = ["library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx"]
-    if is_hub_id:
-        lines.append(f"base_model: {hf_path}")
-    text = "\n".join(["---", *lines, "---", ""])
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")

@@ -68,7 +68,7 @@ def stream_generate(
     stop: str | Sequence[str] = (),
     prompt_cache: Cache | None = None,
     cached: Sequence[int] = (),
-    prefill_step_size: int = 2048,
+    prefill_step_size: int | None = None,
     prompt_progress_callback: Progress | None = None,
 ) -> Iterator[GenerationResponse]:
     """Generate text after ``prompt``, a response a token.
@@ -87,7 +87,8 @@ def stream_generate(
             updated in place. The last token is not in it, unless it ended the text
             before ``max_tokens``; ``prompt_cache[0].offset`` counts those that are.
         cached: the ids that it holds, for the repetition penalty.
-        prefill_step_size: prompt tokens per chunk.
+        prefill_step_size: prompt tokens per chunk; None is 2048, or 256 on a CPU,
+            which takes seconds for more.
         prompt_progress_callback: called with (tokens done, tokens in all).
 
     Yields:
@@ -153,7 +154,7 @@ def generate_step(
     sampler: Sampler,
     prompt_cache: Cache | None = None,
     cached: Sequence[int] = (),
-    prefill_step_size: int = 2048,
+    prefill_step_size: int | None = None,
     prompt_progress_callback: Progress | None = None,
 ) -> Iterator[tuple[int, mx.array]]:
     """Yield ``max_tokens`` tokens and their log-probabilities [vocab_size].
@@ -161,6 +162,8 @@ def generate_step(
     While a token is handed out, the next is being computed. See `stream_generate`.
     """
     _check(prompt, model.config.vocab_size, sampler.rules)
+    if prefill_step_size is None:
+        prefill_step_size = 2048 if mx.default_device() == mx.gpu else 256
     for name, size in (
         ("max_tokens", max_tokens),
         ("prefill_step_size", prefill_step_size),

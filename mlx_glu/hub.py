@@ -27,7 +27,7 @@ def resolve(model: str | Path) -> Path:
         ValueError: the Hub does not have it, or cannot be reached.
     """
     path = Path(os.path.expanduser(model))
-    if path.exists():
+    if path.exists() and str(model):
         return path
     if isinstance(model, Path) or not _is_hub_id(str(model)):
         raise FileNotFoundError(
@@ -58,8 +58,16 @@ def download(hub_id: str) -> Path:
 
 def cache_folder() -> Path:
     """Where this package keeps what it made: ``$XDG_CACHE_HOME/mlx_glu``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mlx_glu"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "mlx_glu"
+    try:
+        return Path.home() / ".cache" / "mlx_glu"
+    except RuntimeError as error:
+        raise ValueError(
+            "[load] there is no home directory to keep the default model in; set "
+            "XDG_CACHE_HOME, or name a model"
+        ) from error
 
 
 def default_folder() -> Path:

@@ -78,7 +78,10 @@ def examine(checkpoint: Checkpoint) -> Weights:
             message names the checkpoint and the tensor.
     """
     notes: list[str] = []
-    config = ModelConfig.from_dict(checkpoint.config)
+    try:
+        config = ModelConfig.from_dict(checkpoint.config)
+    except ValueError as error:
+        raise ValueError(f"{error} (in {checkpoint.path})") from error
     tied = _tied(checkpoint, config, notes)
     config = replace(config, tie_word_embeddings=tied)
     model = build(config)

