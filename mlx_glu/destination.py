@@ -38,15 +38,17 @@ def new_folder(destination: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that takes the destination's place if all goes well, else goes."""
     parent = destination.absolute().parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
     work = None
     try:
+        parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{destination.name}.partial-"
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         folder = work / "new"
         folder.mkdir()
         yield folder
         _replace(destination, folder, work / "old", overwrite)
+    except OSError as error:
+        raise OSError(f"[convert] {destination} cannot be made: {error}") from error
     finally:
         if work:
             shutil.rmtree(work / "new", ignore_errors=True)

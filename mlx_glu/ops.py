@@ -44,6 +44,7 @@ def glu_mul(
     Source: Shazeer 2020, arXiv:2002.05202, section 2.
     """
     _check_dtype("glu_mul", "gate", gate)
+    _check_dtype("glu_mul", "up", up)
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(
             f"[glu_mul] gate and up have one shape and dtype but gate is "
@@ -149,6 +150,11 @@ def _show(a: mx.array) -> str:
 
 
 def _check_dtype(op: str, name: str, a: mx.array) -> None:
+    if not isinstance(a, mx.array):
+        raise ValueError(
+            f"[{op}] {name} is an mx.array but got {type(a).__name__}; "
+            "wrap it in mx.array"
+        )
     if a.dtype not in DTYPES:
         raise ValueError(
             f"[{op}] {name} is float16, bfloat16 or float32 but got {_show(a)}; "

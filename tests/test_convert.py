@@ -1,5 +1,6 @@
 """Conversion: what comes out, what mlx-lm makes of it, what bad settings do."""
 
+import errno
 import json
 import os
 import subprocess
@@ -398,6 +399,18 @@ def test_folder_that_appears_meanwhile_is_kept(llama, tmp_path, monkeypatch):
         convert(llama, tmp_path / "mlx")
     assert (tmp_path / "mlx" / "diary.txt").read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "mlx"]
+
+
+def test_full_disk_names_the_destination(llama, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mlx_glu.safetensors.Writer.write", full)
+    with pytest.raises(OSError, match=r"/mlx cannot be made: .*No space left"):
+        convert(llama, tmp_path / "mlx")
+    with pytest.raises(OSError, match=r"config.json/mlx cannot be made: "):
+        convert(llama, llama / "config.json" / "mlx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
 
 
 def test_old_folder_survives_a_failed_swap(llama, tmp_path, monkeypatch):
