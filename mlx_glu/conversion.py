@@ -7,6 +7,7 @@ the tokenizer's own files. It appears at its destination only when complete.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import mlx.core as mx
@@ -52,6 +53,20 @@ class _Plan:
     outputs: dict[str, TensorInfo]
     dtype: mx.Dtype | None
     kept_float: dict[str, str]
+
+    @cached_property
+    def float_dtype(self) -> mx.Dtype | None:
+        """--dtype, else that of scales that stay as they are, else config.json's.
+
+        None keeps each float tensor's own.
+        """
+        if self.dtype is not None:
+            return self.dtype
+        for module, packed in self.weights.quantization.items():
+            if packed.mode == "affine" and _kept_packed(self, module):
+                return self.weights.info(f"{module}.scales").dtype
+        config = self.weights.checkpoint.config
+        return DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
 
     @property
     def nbytes(self) -> int:
@@ -164,19 +179,9 @@ def _outputs(plan: _Plan, name: str) -> dict[str, TensorInfo]:
 
 
 def _dense_dtype(plan: _Plan, name: str) -> mx.Dtype:
-    """--dtype, else what config.json says, else the tensor's own."""
-    weights = plan.weights
-    config = weights.checkpoint.config
-    said = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
-    own = weights.info(name).dtype
-    if own == mx.uint32:
-        own = mx.bfloat16
-    # Scales that stay as they are set the dtype of the rest.
-    for module, packed in weights.quantization.items():
-        if packed.mode == "affine" and _kept_packed(plan, module):
-            said = weights.info(f"{module}.scales").dtype
-            break
-    return plan.dtype or said or own
+    """The dtype of a float tensor: one for all, else the tensor's own."""
+    own = plan.weights.info(name).dtype
+    return plan.float_dtype or (mx.bfloat16 if own == mx.uint32 else own)
 
 
 def _kept_packed(plan: _Plan, module: str) -> bool:

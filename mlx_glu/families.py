@@ -72,7 +72,6 @@ _QWEN = {
 }
 _GEMMA = {
     **_LLAMA,
-    "hidden_act": "gelu_pytorch_tanh",
     "max_position_embeddings": 8192,
     "head_dim": 256,
     "num_key_value_heads": 16,
@@ -93,8 +92,8 @@ _GEMMA3 = {
     "rope_local_base_freq": 10000.0,
 }
 
-#: Gemma was trained with tanh-GELU even where its ``hidden_act`` says ``gelu``
-#: (transformers PR 29402); another activation must be its ``hidden_activation``.
+#: Gemma was trained with tanh-GELU whatever its ``hidden_act`` says (transformers
+#: PR 29402); another activation must be its ``hidden_activation``.
 FAMILIES: dict[str, Family] = {
     "llama": Family(_LLAMA, _full),
     "mistral": Family(

@@ -14,7 +14,7 @@ from .models.llama import Model
 from .quantization import FLOATS, Quantization, dequantize, read_off
 from .safetensors import TensorInfo
 
-_EMBED, _HEAD = "model.embed_tokens", "lm_head"
+_HEAD = "lm_head"
 
 
 @dataclass
