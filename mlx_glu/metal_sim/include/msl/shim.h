@@ -1,0 +1,28 @@
+// A stand-in for Apple's <metal_stdlib> on the CPU: the names that MSL has, and no
+// others. Nothing of libc or libstdc++ is declared.
+#pragma once
+
+#include "address_spaces.h"
+#include "types.h"
+#include "traits.h"
+#include "vectors.h"
+#include "packed.h"
+#include "construct.h"
+#include "limits.h"
+#include "arguments.h"
+#include "math.h"
+#include "common.h"
+#include "precision.h"
+#include "relational.h"
+#include "geometric.h"
+#include "integer.h"
+#include "pack.h"
+#include "runtime.h"
+#include "lanes.h"
+#include "reduce.h"
+#include "shuffle.h"
+#include "vote.h"
+#include "matrix.h"
+#include "atomics.h"
+#include "uniform.h"
+#include "builtins.h"
