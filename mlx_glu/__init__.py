@@ -10,12 +10,16 @@ from . import blas
 
 if TYPE_CHECKING:
     from .conversion import convert
+    from .dispatch import use_impl
     from .generation import GenerationResponse, generate, stream_generate
-    from .layers import GatedMLP, glu_hidden_size, split_packed
+    from .jit import simulate
+    from .layers import GatedMLP, glu_hidden_size
     from .loading import load, load_model
     from .ops import QuantizedWeight, glu_linear, glu_mul
+    from .packing import split_packed
     from .sample import Sampling
     from .variants import VARIANTS, Variant
+    from .warming import warmup
 
 __version__ = "0.1.0"
 
@@ -24,9 +28,11 @@ _HOME = {
     "GenerationResponse": "generation",
     "generate": "generation",
     "stream_generate": "generation",
+    "use_impl": "dispatch",
+    "simulate": "jit",
     "GatedMLP": "layers",
     "glu_hidden_size": "layers",
-    "split_packed": "layers",
+    "split_packed": "packing",
     "load": "loading",
     "load_model": "loading",
     "QuantizedWeight": "ops",
@@ -35,6 +41,7 @@ _HOME = {
     "Sampling": "sample",
     "VARIANTS": "variants",
     "Variant": "variants",
+    "warmup": "warming",
 }
 __all__ = [
     "VARIANTS",
@@ -50,8 +57,11 @@ __all__ = [
     "glu_mul",
     "load",
     "load_model",
+    "simulate",
     "split_packed",
     "stream_generate",
+    "use_impl",
+    "warmup",
 ]
 
 # Only a BLAS that is there before MLX can serve it.

@@ -1,46 +1,140 @@
-"""Find and read the Metal sources."""
+"""Build Metal kernels: the only caller of ``mx.fast.metal_kernel``.
+
+Kernels run on the GPU, or in the simulator where :func:`simulate` asks for it.
+"""
 
 from __future__ import annotations
 
-import re
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
-_HERE = Path(__file__).parent
+import mlx.core as mx
 
-# A wheel carries metal/ inside the package; a checkout has it at the top level.
-METAL = next(d for d in (_HERE / "metal", _HERE.parent / "metal") if d.is_dir())
+from . import metal_source
 
-_INCLUDE = re.compile(r'^#include "([^"]+)"[^\n]*$', re.MULTILINE)
+Kernel = Callable[..., list[mx.array]]
+
+_simulating: ContextVar[bool] = ContextVar("mlx_glu_simulating", default=False)
 
 
-@lru_cache
-def read(name: str) -> str:
-    """Return the text of ``metal/<name>`` with its quoted includes inlined.
-
-    Metal's run-time compiler has no include path, so ``#include "act.h"`` must
-    become text. ``#ifndef`` guards make a second copy harmless.
+def backend(x: mx.array | None = None) -> str | None:
+    """What runs Metal kernels here.
 
     Args:
-        name: file name inside ``metal/``.
+        x: an input of the kernel; None if it is not known yet.
 
     Returns:
-        The source; ASCII.
+        "metal"; "simulator"; "tracer" for the simulator without a value of ``x``,
+        inside ``mx.compile`` or ``mx.vmap``; None where nothing does.
+    """
+    if _simulating.get():
+        return "simulator" if x is None or _has_value(x) else "tracer"
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    return "metal" if on_gpu and mx.metal.is_available() else None
+
+
+@contextmanager
+def simulate(**options: object) -> Iterator[None]:
+    """Run fused kernels in the simulator inside a ``with`` block.
+
+    The simulator compiles the same Metal text for this CPU, runs it with exact
+    simdgroups and barriers, and checks each access to memory: a proof, not a fast
+    path. It needs Linux and ``pip install 'mlx-glu[sim]'``.
+
+    Args:
+        **options: fields of ``metal_sim.Options``, for instance ``mode="fast"``.
 
     Raises:
-        ValueError: there is no such file, or it is not ASCII.
-        RecursionError: files include each other in a circle.
+        ValueError: an option is unknown; in a run, the simulator cannot be used.
+        metal_sim.KernelError: in a run, a kernel broke a rule.
     """
+    from . import metal_sim
+
+    with metal_sim.options(**options):
+        token = _simulating.set(True)
+        try:
+            yield
+        finally:
+            _simulating.reset(token)
+
+
+def run(
+    file: str,
+    body: str,
+    inputs: Mapping[str, mx.array],
+    outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
+    *,
+    threads: int,
+    threadgroup: int,
+) -> list[mx.array]:
+    """Run one line of Metal that calls a function of ``metal/<file>``.
+
+    Args:
+        file: name of a file in ``metal/``.
+        body: the call; it names inputs, outputs and Metal attributes.
+        inputs: arrays by name; copied by MLX if they are not row-contiguous.
+        outputs: shape and dtype by name.
+        threads: of the whole grid, one-dimensional.
+        threadgroup: threads of a threadgroup.
+
+    Returns:
+        An array for each output.
+    """
+    kernel = _build(file, body, tuple(inputs), tuple(outputs), backend())
+    return kernel(
+        inputs=[_in_device_memory(a) for a in inputs.values()],
+        output_shapes=[tuple(shape) for shape, _ in outputs.values()],
+        output_dtypes=[dtype for _, dtype in outputs.values()],
+        grid=(threads, 1, 1),
+        threadgroup=(threadgroup, 1, 1),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _build(
+    file: str,
+    body: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    where: str | None,
+) -> Kernel:
+    header = metal_source.trim(file, body)
+    # Older MLX kept libraries by name alone, so the name tells contents apart.
+    content = hashlib.sha256((header + body).encode()).hexdigest()[:12]
+    build: Any = mx.fast.metal_kernel
+    if where == "simulator":
+        from . import metal_sim
+
+        build = metal_sim.metal_kernel
+    kernel: Kernel = build(
+        name=f"mlx_{file.split('.')[0]}_{content}",
+        input_names=list(inputs),
+        output_names=list(outputs),
+        source=body,
+        header=header,
+    )
+    return kernel
+
+
+def built() -> int:
+    """How many different kernels this process has built."""
+    return _build.cache_info().misses
+
+
+def _has_value(x: mx.array) -> bool:
     try:
-        text = (METAL / name).read_text(encoding="ascii")
-    except FileNotFoundError:
-        have = ", ".join(sorted(p.name for p in METAL.iterdir()))
-        raise ValueError(
-            f"[jit] expected one of {have} but got {name!r}; is the file in {METAL}?"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"[jit] Metal sources are ASCII but {name} has byte "
-            f"{error.object[error.start]:#x} at {error.start}; replace the character"
-        ) from None
-    return _INCLUDE.sub(lambda match: read(match[1]), text)
+        mx.eval(x)
+    except ValueError:
+        return False
+    return True
+
+
+def _in_device_memory(a: mx.array) -> mx.array:
+    """MLX binds fewer than 8 elements as constant memory, another pointer type."""
+    if a.size >= 8:
+        return a
+    return mx.concatenate([a.reshape(-1), mx.zeros(8, a.dtype)])

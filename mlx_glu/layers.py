@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,8 +13,22 @@ from . import ops, reference, variants
 from .quantization import QuantizedWeight, Weight
 from .variants import Variant
 
-Order = Literal["gate_first", "value_first"]
-Layout = Literal["separate", "concat", "interleave"]
+
+class RMSNorm(nn.RMSNorm):
+    """MLX's, in the dtype of its input: a float32 weight must not widen the model.
+
+    ``offset`` is 1 where the weight is stored as ``w - 1``, as in Gemma.
+    """
+
+    offset = 0
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Normalise the last axis of ``x`` [..., K]."""
+        return reference.rms_norm(x, self.parts())
+
+    def parts(self) -> ops.Norm:
+        """What a fused projection needs of it."""
+        return ops.Norm(self.weight, self.eps, self.offset)
 
 
 class GatedMLP(nn.Module):
@@ -52,11 +66,19 @@ class GatedMLP(nn.Module):
         self.up_proj = nn.Linear(dims, hidden_dims, bias=bias)
         self.down_proj = nn.Linear(hidden_dims, dims, bias=bias)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Apply the block.
+    def __call__(
+        self,
+        x: mx.array,
+        *,
+        norm: RMSNorm | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        """Apply the block: two kernels for up to 5 rows where they are fused.
 
         Args:
             x: [..., K] activations; float16, bfloat16 or float32.
+            norm: normalises ``x`` first; None for an ``x`` that is normalised.
+            residual: [..., K] of the dtype of ``x``, added to the result; or None.
 
         Returns:
             [..., K] array of the dtype of ``x``.
@@ -64,7 +86,7 @@ class GatedMLP(nn.Module):
         Raises:
             ValueError: weights do not match ``x`` in K or dtype.
         """
-        gate, up = self.gate_proj, self.up_proj
+        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
         if _is_plain(gate) and _is_plain(up):
             y = ops.glu_linear(
                 x,
@@ -73,10 +95,16 @@ class GatedMLP(nn.Module):
                 variant=self.variant,
                 gate_bias=gate.get("bias"),
                 up_bias=up.get("bias"),
+                norm=None if norm is None else norm.parts(),
             )
         else:
+            x = x if norm is None else norm(x)
             y = ops.glu_mul(project(gate, x), project(up, x), variant=self.variant)
-        return project(self.down_proj, y)
+        if _is_plain(down):
+            bias = down.get("bias")
+            return ops.down_linear(y, _weight(down), bias=bias, residual=residual)
+        y = down(y)
+        return y if residual is None else residual + y
 
     def to_quantized(
         self,
@@ -174,70 +202,3 @@ def glu_hidden_size(
         )
     hidden = int(factor * int(ratio * mult * dims))
     return multiple_of * math.ceil(hidden / multiple_of)
-
-
-def split_packed(
-    packed: mx.array, *, order: Order, layout: Layout, axis: int
-) -> tuple[mx.array, mx.array]:
-    """Split a packed projection, its weight or its output, into gate and up.
-
-    A quantized weight is split array by array along its rows, axis 0.
-
-    Args:
-        packed: array with 2N along ``axis``.
-        order: which half, or which of two neighbours, comes first.
-        layout: "concat" for halves, "interleave" for neighbours.
-        axis: the axis of 2N: 0 for weights and biases, -1 for outputs.
-
-    Returns:
-        gate and up, in this order, each with N along ``axis``.
-
-    Raises:
-        ValueError: ``order`` or ``layout`` is unknown, or "separate"; there is no
-            such axis, or its size is odd.
-    """
-    axis = _check_packing("split_packed", packed, order, layout, axis)
-    n, odd = divmod(packed.shape[axis], 2)
-    if odd:
-        raise ValueError(
-            f"[split_packed] axis {axis} holds gate and up, an even size, but got "
-            f"{list(packed.shape)}; choose the axis of the outputs"
-        )
-    inner = layout == "interleave"
-    pairs = mx.unflatten(packed, axis, (n, 2) if inner else (2, n))
-    halves = mx.split(pairs, 2, axis=axis + inner)
-    first, second = (mx.squeeze(half, axis=axis + inner) for half in halves)
-    return (first, second) if order == "gate_first" else (second, first)
-
-
-def pack(
-    gate: mx.array, up: mx.array, *, order: Order, layout: Layout, axis: int
-) -> mx.array:
-    """Pack gate and up, each N along ``axis``; the inverse of `split_packed`.
-
-    Returns:
-        Array with 2N along ``axis``.
-
-    Raises:
-        ValueError: as in :func:`split_packed`.
-    """
-    axis = _check_packing("pack", gate, order, layout, axis)
-    pair = [gate, up] if order == "gate_first" else [up, gate]
-    stacked = mx.stack(pair, axis=axis + (layout == "interleave"))
-    return mx.flatten(stacked, axis, axis + 1)
-
-
-def _check_packing(op: str, a: mx.array, order: str, layout: str, axis: int) -> int:
-    """Check the arguments of packing and return the axis counted from the front."""
-    layouts = [known for known in get_args(Layout) if known != "separate"]
-    if order not in get_args(Order) or layout not in layouts:
-        raise ValueError(
-            f"[{op}] order is one of {list(get_args(Order))} and layout of {layouts} "
-            f"but got {order!r} and {layout!r}; separate weights need no packing"
-        )
-    if not -a.ndim <= axis < a.ndim:
-        raise ValueError(
-            f"[{op}] axis {axis} is not in {list(a.shape)}; "
-            "take 0 for a weight, -1 for an output"
-        )
-    return axis % a.ndim

@@ -1,25 +1,44 @@
 """Public operations: check the arguments, select an implementation, run it.
 
-Gradients keep gate and up alone and recompute the rest. ``mx.compile`` works;
-its ``shapeless=True`` does not, as MLX cannot infer shapes of a custom function.
+Fused operations have the gradients of their stock twins, so ``mx.grad``,
+``mx.checkpoint`` and ``mx.compile`` work on both. ``mx.vmap`` and ``mx.jvp`` need
+stock, as MLX cannot batch or push forward a kernel. Gradients of the product keep
+gate and up alone. ``mx.compile(shapeless=True)`` does not work, as MLX cannot infer
+shapes of a custom function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from typing import cast
+from types import ModuleType
 
 import mlx.core as mx
 
-from . import reference, variants
+from . import fused, jit, stock, variants
+from .checks import (
+    DTYPES,
+    check_bias,
+    check_dtype,
+    check_norm,
+    check_same,
+    check_weight,
+    show,
+)
 from .dispatch import select
-from .quantization import MODES, QuantizedWeight, Weight
+from .packing import Layout, Order, check_packed
+from .quantization import QuantizedWeight, Weight
+from .reference import Norm, linear, rms_norm
 from .variants import Variant
 
-__all__ = ["QuantizedWeight", "Weight", "glu_linear", "glu_mul"]
-
-DTYPES = (mx.float16, mx.bfloat16, mx.float32)
+__all__ = [
+    "DTYPES",
+    "Norm",
+    "QuantizedWeight",
+    "Weight",
+    "down_linear",
+    "glu_linear",
+    "glu_mul",
+    "glu_mul_packed",
+]
 
 
 def glu_mul(
@@ -40,18 +59,47 @@ def glu_mul(
     Raises:
         ValueError: shapes or dtypes do not match; ``variant`` is unknown.
 
-    Reference: ``reference.glu_mul``.
+    Reference: ``reference.glu_mul``. Kernel: ``metal/glu_mul.metal``.
     Source: Shazeer 2020, arXiv:2002.05202, section 2.
     """
-    _check_dtype("glu_mul", "gate", gate)
-    _check_dtype("glu_mul", "up", up)
-    if gate.shape != up.shape or gate.dtype != up.dtype:
-        raise ValueError(
-            f"[glu_mul] gate and up have one shape and dtype but gate is "
-            f"{_show(gate)} and up is {_show(up)}; broadcast or cast one of them"
-        )
-    choice = select("glu_mul")
-    return _MUL[choice.impl](gate, up, variants.get(variant))
+    check_dtype("glu_mul", "gate", gate)
+    check_dtype("glu_mul", "up", up)
+    check_same("glu_mul", "gate and up", gate, up)
+    variant = variants.get(variant)
+    y: mx.array = _choose("glu_mul", gate, variant).glu_mul(gate, up, variant)
+    return y
+
+
+def glu_mul_packed(
+    packed: mx.array,
+    variant: str | Variant = "swiglu",
+    *,
+    order: Order,
+    layout: Layout,
+) -> mx.array:
+    """Combine gate and up that one projection gave, side by side or alternating.
+
+    Args:
+        packed: [..., 2N]; float16, bfloat16 or float32.
+        variant: a key of :data:`variants.VARIANTS`, or a variant.
+        order: which of the two comes first.
+        layout: "concat" for halves, "interleave" for neighbours.
+
+    Returns:
+        [..., N] array of the dtype of ``packed``; computed in float32, rounded once.
+
+    Raises:
+        ValueError: ``order``, ``layout`` or ``variant`` is unknown; 2N is odd.
+
+    Reference: ``packing.split_packed`` and ``reference.glu_mul``. Kernel:
+    ``metal/glu_mul.metal``.
+    """
+    check_dtype("glu_mul_packed", "packed", packed)
+    check_packed("glu_mul_packed", packed, order, layout, -1)
+    variant = variants.get(variant)
+    impl = _choose("glu_mul", packed, variant)
+    y: mx.array = impl.glu_mul_packed(packed, variant, order, layout)
+    return y
 
 
 def glu_linear(
@@ -62,6 +110,7 @@ def glu_linear(
     *,
     gate_bias: mx.array | None = None,
     up_bias: mx.array | None = None,
+    norm: Norm | None = None,
 ) -> mx.array:
     r"""Apply a gated linear unit: two projections and their gated product.
 
@@ -74,162 +123,92 @@ def glu_linear(
         variant: a key of :data:`variants.VARIANTS`, or a variant.
         gate_bias: [N] floats, or None.
         up_bias: [N] floats, or None.
+        norm: RMSNorm of ``x`` before the projections, or None.
 
     Returns:
-        [..., N] array of the dtype of ``x``. The stock path rounds each projection
-        to that dtype; the product is computed in float32 and rounded once.
+        [..., N] array of the dtype of ``x``. The stock path rounds the norm and each
+        projection to that dtype; the fused one rounds once, at the end.
 
     Raises:
         ValueError: shapes, dtypes or quantization do not match; ``variant`` is
             unknown.
 
-    Reference: ``reference.glu_linear``.
+    Reference: ``reference.glu_linear``. Kernels: ``metal/glu_qmv.metal`` and
+    ``metal/glu_gemv.metal``, for 1 to ``dispatch.MAX_M`` rows.
     Source: Shazeer 2020, arXiv:2002.05202, section 2.
     """
-    _check_dtype("glu_linear", "x", x)
-    if x.ndim == 0:
-        raise ValueError("[glu_linear] x is [..., K] but got a scalar; add an axis")
-    rows = _check_weight("gate", gate, x), _check_weight("up", up, x)
+    rows = (
+        check_weight("glu_linear", "gate", gate, x),
+        check_weight("glu_linear", "up", up, x),
+    )
     if rows[0] != rows[1]:
         raise ValueError(
             f"[glu_linear] gate and up have the same N but gate has {rows[0]} rows "
             f"and up {rows[1]}; are the weights of one layer?"
         )
-    _check_bias("gate_bias", gate_bias, rows[0])
-    _check_bias("up_bias", up_bias, rows[1])
-    choice = select("glu_linear")
-    run = _LINEAR[choice.impl]
-    return run(x, gate, up, variants.get(variant), gate_bias, up_bias)
+    check_bias("glu_linear", "gate_bias", gate_bias, rows[0])
+    check_bias("glu_linear", "up_bias", up_bias, rows[1])
+    check_norm("glu_linear", norm, x)
+    variant = variants.get(variant)
+    impl = _choose("glu_linear", x, variant)
+    if impl is stock:
+        x = x if norm is None else rms_norm(x, norm)
+        halves = linear(x, gate, gate_bias), linear(x, up, up_bias)
+        return glu_mul(*halves, variant)
+    y: mx.array = impl.glu_linear(x, gate, up, variant, gate_bias, up_bias, norm)
+    return y
 
 
-def _stock_mul(gate: mx.array, up: mx.array, variant: Variant) -> mx.array:
-    return cast(mx.array, _with_vjp(variant)(gate, up))
-
-
-def _stock_linear(
+def down_linear(
     x: mx.array,
-    gate: Weight,
-    up: Weight,
-    variant: Variant,
-    gate_bias: mx.array | None,
-    up_bias: mx.array | None,
+    weight: Weight,
+    *,
+    bias: mx.array | None = None,
+    residual: mx.array | None = None,
 ) -> mx.array:
-    g = reference.linear(x, gate, gate_bias)
-    u = reference.linear(x, up, up_bias)
-    return _stock_mul(g, u, variant)
+    r"""Project, and add what goes around the layer.
 
+    .. math:: y = x W^\top + b + r
 
-_MUL = {"stock": _stock_mul}
-_LINEAR = {"stock": _stock_linear}
+    Args:
+        x: [..., K] activations; float16, bfloat16 or float32.
+        weight: [N, K] of the dtype of ``x``, or a :class:`QuantizedWeight`.
+        bias: [N] floats, or None.
+        residual: [..., N] of the dtype of ``x``, or None.
 
+    Returns:
+        [..., N] array of the dtype of ``x``. The stock path rounds before the
+        residual is added, the fused one at the end alone.
 
-@cache
-def _with_vjp(variant: Variant) -> mx.custom_function:
-    """Wrap ``reference.glu_mul`` so that its residuals are gate and up alone."""
-    forward: Callable[..., mx.array] = partial(reference.glu_mul, variant=variant)
-    if mx.metal.is_available():
-        # One kernel, as mlx-lm runs it. The CPU would wait seconds for a compiler.
-        forward = mx.compile(forward, shapeless=variant.pointwise)
+    Raises:
+        ValueError: shapes, dtypes or quantization do not match.
 
-    @mx.custom_function
-    def glu_mul(gate: mx.array, up: mx.array) -> mx.array:
-        return forward(gate, up)
-
-    @glu_mul.vjp
-    def glu_mul_vjp(
-        primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        gate, up = primals
-        return reference.glu_mul_vjp(gate, up, cotangent, variant)
-
-    return glu_mul
-
-
-def _show(a: mx.array) -> str:
-    return f"{str(a.dtype).removeprefix('mlx.core.')} {list(a.shape)}"
-
-
-def _check_dtype(op: str, name: str, a: mx.array) -> None:
-    if not isinstance(a, mx.array):
-        raise ValueError(
-            f"[{op}] {name} is an mx.array but got {type(a).__name__}; "
-            "wrap it in mx.array"
-        )
-    if a.dtype not in DTYPES:
-        raise ValueError(
-            f"[{op}] {name} is float16, bfloat16 or float32 but got {_show(a)}; "
-            "cast it first"
-        )
-
-
-def _check_bias(name: str, bias: mx.array | None, rows: int) -> None:
-    if bias is None:
-        return
-    _check_dtype("glu_linear", name, bias)
-    if bias.shape != (rows,):
-        raise ValueError(
-            f"[glu_linear] {name} is [N] = [{rows}] but got {_show(bias)}; "
-            "take the bias of the same layer"
-        )
-
-
-def _check_weight(name: str, weight: Weight, x: mx.array) -> int:
-    """Check one weight against x [..., K] and return its N."""
-    if isinstance(weight, QuantizedWeight):
-        return _check_quantized(name, weight, x.shape[-1])
-    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"[glu_linear] {name} is [N, K] with K = {x.shape[-1]} as x but got "
-            f"{list(weight.shape)}; pass the transposed weight?"
-        )
-    if weight.dtype != x.dtype:
-        raise ValueError(
-            f"[glu_linear] {name} has the dtype of x but {name} is {_show(weight)} "
-            f"and x is {_show(x)}; cast one, or pack uint32 as QuantizedWeight"
-        )
-    return int(weight.shape[0])
-
-
-def _check_quantized(name: str, q: QuantizedWeight, k: int) -> int:
-    known = MODES.get(q.mode)
-    if (
-        known is None
-        or q.bits not in known.bits
-        or q.group_size not in known.group_sizes
-    ):
-        raise ValueError(
-            f"[glu_linear] {name} is in a format of quantization.MODES but got mode "
-            f"{q.mode!r} with {q.bits} bits in groups of {q.group_size}; quantize it "
-            "again"
-        )
-    if k % q.group_size:
-        raise ValueError(
-            f"[glu_linear] {name} needs K divisible by group_size = {q.group_size} "
-            f"but x has K = {k}; choose a smaller group or pad K"
-        )
-    if q.weight.dtype != mx.uint32 or q.weight.ndim != 2:
-        raise ValueError(
-            f"[glu_linear] {name} packs [N, K] into uint32 [N, K * bits / 32] but got "
-            f"{_show(q.weight)}; pass the first array that mx.quantize returns"
-        )
-    n = int(q.weight.shape[0])
-    if q.weight.shape[1] * 32 != k * q.bits:
-        raise ValueError(
-            f"[glu_linear] {name} has K * bits / 32 = {k} * {q.bits} / 32 columns, K "
-            f"as x, but got {_show(q.weight)}; check bits, or the K of x"
-        )
-    scales = (n, k // q.group_size)
-    affine = q.mode == "affine"
-    for part, a in (("scales", q.scales), ("biases", q.biases)):
-        wanted = part == "scales" or affine
-        if a is None and not wanted:
-            continue
-        dtypes = DTYPES if affine else (mx.uint8,)
-        if a is None or not wanted or a.shape != scales or a.dtype not in dtypes:
-            shape = f"{' or '.join(map(str, dtypes))} {list(scales)}"
+    Reference: ``reference.linear``. Kernels: ``metal/down_qmv.metal`` and
+    ``metal/down_gemv.metal``, for 1 to ``dispatch.MAX_M`` rows.
+    """
+    rows = check_weight("down_linear", "weight", weight, x)
+    check_bias("down_linear", "bias", bias, rows)
+    if residual is not None:
+        shape = (*x.shape[:-1], rows)
+        check_dtype("down_linear", "residual", residual)
+        if residual.shape != shape or residual.dtype != x.dtype:
             raise ValueError(
-                f"[glu_linear] {part} of {name} ({q.mode}) is "
-                f"{shape if wanted else None} but got {None if a is None else _show(a)}"
-                "; pass the arrays of one mx.quantize call"
+                f"[down_linear] residual is {show(x, shape)}, as the result, but got "
+                f"{show(residual)}; broadcast or cast it"
             )
-    return n
+    y: mx.array = _choose("down_linear", x).down_linear(x, weight, bias, residual)
+    return y
+
+
+def _choose(op: str, x: mx.array, variant: Variant | None = None) -> ModuleType:
+    """Ask the one place that decides."""
+    choice = select(
+        op,
+        backend=jit.backend(x),
+        M=x.size // x.shape[-1] if x.size else 0,
+        pointwise=variant is None or variant.pointwise,
+    )
+    return _IMPLEMENTATIONS[choice.impl]
+
+
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"stock": stock, "fused": fused}

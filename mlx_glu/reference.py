@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from statistics import NormalDist
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -19,6 +20,28 @@ from .variants import Variant
 
 Params = Mapping[str, float]
 Act = Callable[[mx.array, Params], mx.array]
+
+
+class Norm(NamedTuple):
+    """RMSNorm: ``x * rsqrt(mean(x * x) + eps) * (offset + weight)``.
+
+    Attributes:
+        weight: [K] floats.
+        eps: what is added to the mean square.
+        offset: 1 where the weight is stored as ``w - 1`` (Gemma), else 0.
+    """
+
+    weight: mx.array
+    eps: float
+    offset: int = 0
+
+
+def rms_norm(x: mx.array, norm: Norm) -> mx.array:
+    """Normalise ``x`` [..., K] along K, in its dtype; 1 + w is formed in float32."""
+    weight = norm.weight
+    if norm.offset:
+        weight = norm.offset + weight.astype(mx.float32)
+    return mx.fast.rms_norm(x, weight, norm.eps).astype(x.dtype)
 
 
 def glu_mul(gate: mx.array, up: mx.array, variant: Variant) -> mx.array:
@@ -75,13 +98,26 @@ def glu_linear(
     variant: Variant,
     gate_bias: mx.array | None = None,
     up_bias: mx.array | None = None,
+    norm: Norm | None = None,
 ) -> mx.array:
     """Compute ``phi(x @ gate.T + gate_bias) * psi(x @ up.T + up_bias)``.
 
-    Both projections are rounded to the dtype of ``x`` before the product; shapes
-    and dtypes as in ``ops.glu_linear``, which checks them.
+    The norm and both projections are rounded to the dtype of ``x``; shapes and
+    dtypes as in ``ops.glu_linear``, which checks them.
     """
+    x = x if norm is None else rms_norm(x, norm)
     return glu_mul(linear(x, gate, gate_bias), linear(x, up, up_bias), variant)
+
+
+def down_linear(
+    x: mx.array,
+    weight: Weight,
+    bias: mx.array | None = None,
+    residual: mx.array | None = None,
+) -> mx.array:
+    """Compute ``x @ weight.T + bias``, round it, and add ``residual``."""
+    y = linear(x, weight, bias)
+    return y if residual is None else residual + y
 
 
 def _widen(a: mx.array) -> mx.array:

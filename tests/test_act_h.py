@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import assert_no_worse, derivative64, f64, oracle_mul
 
-from mlx_glu import jit, reference
+from mlx_glu import metal_source, reference
 from mlx_glu.variants import VARIANTS, get
 
 POINTWISE = [v for v in VARIANTS.values() if v.pointwise]
@@ -25,6 +25,7 @@ SHIM = """
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#define thread
 typedef uint32_t uint;
 template <typename T> static T as_type(uint bits) {
   T value; std::memcpy(&value, &bits, sizeof value); return value;
@@ -66,7 +67,7 @@ def library(tmp_path_factory):
         for part in ("fwd", "d_gate", "d_up")
     ]
     folder = tmp_path_factory.mktemp("act")
-    (folder / "act.cpp").write_text(SHIM + jit.read("act.h") + "".join(calls))
+    (folder / "act.cpp").write_text(SHIM + metal_source.read("act.h") + "".join(calls))
     # C++14 is what MSL 3 is based on; contraction would hide the fma we rely on.
     flags = "-std=c++14 -O1 -ffp-contract=off -Wall -Werror -shared -fPIC"
     command = [compiler, *flags.split(), "-Wno-unused-function", "act.cpp"]
@@ -144,7 +145,7 @@ def test_nan_passes_through(library, variant):
 
 
 def test_table_and_header_name_the_same_functors():
-    aliases = re.findall(r"^using (\w+) =", jit.read("act.h"), re.MULTILINE)
+    aliases = re.findall(r"^using (\w+) =", metal_source.read("act.h"), re.MULTILINE)
     assert len(aliases) == len(set(aliases))
     assert set(aliases) == {v.functor for v in POINTWISE}
 
@@ -154,15 +155,3 @@ def test_parameters_travel_bit_for_bit():
     bits = re.findall(r"0x(\w{8})u", get("swiglu_clamped").msl)
     values = [float(np.uint32(int(b, 16)).view(np.float32)) for b in bits]
     assert values == [float(np.float32(1.702)), 7.0, 1.0]
-
-
-def test_read_inlines_includes_and_refuses_what_metal_would(tmp_path, monkeypatch):
-    monkeypatch.setattr(jit, "METAL", tmp_path)
-    (tmp_path / "inner_x.h").write_text("int inner;\n")
-    (tmp_path / "outer_x.h").write_text('#include <metal_math>\n#include "inner_x.h"\n')
-    assert jit.read("outer_x.h") == "#include <metal_math>\nint inner;\n\n"
-    (tmp_path / "mu_x.h").write_text("// \N{MICRO SIGN}s", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"\[jit\].*mu_x.h has byte 0xc2 at 3"):
-        jit.read("mu_x.h")
-    with pytest.raises(ValueError, match=r"\[jit\].*inner_x.h.*got 'none_x.h'"):
-        jit.read("none_x.h")

@@ -4,14 +4,57 @@ from pathlib import Path
 import pytest
 
 from mlx_glu import dispatch, variants
-from mlx_glu.dispatch import IMPLS, OPS, select, use_impl
+from mlx_glu.dispatch import IMPLS, MAX_M, OPS, record, select, use_impl
 
 
+@pytest.mark.parametrize("backend", [None, "metal", "simulator", "tracer"])
 @pytest.mark.parametrize("op", OPS)
-def test_choice_says_why(op):
-    choice = select(op)
-    assert choice.impl in IMPLS
-    assert op in choice.why
+def test_every_choice_has_a_reason(op, backend):
+    for M in (0, 1, MAX_M, MAX_M + 1):
+        for pointwise in (True, False):
+            choice = select(op, backend=backend, M=M, pointwise=pointwise)
+            assert choice.op == op
+            assert choice.impl in IMPLS
+            assert len(choice.why) > 10
+
+
+def impl(op="glu_linear", **facts):
+    return select(op, **facts).impl
+
+
+def test_fused_runs_only_where_it_was_asked_for():
+    assert impl(backend=None) == "stock"
+    assert impl(backend="metal") == "stock"  # nothing has been measured yet
+    assert impl(backend="simulator") == "fused"
+    with use_impl("fused"):
+        assert impl(backend="metal") == "fused"
+    with use_impl("stock"):
+        assert impl(backend="simulator") == "stock"
+
+
+def test_fused_takes_a_few_rows_of_pointwise_variants():
+    rows = {M: impl(backend="simulator", M=M) for M in range(MAX_M + 3)}
+    assert [M for M, chosen in rows.items() if chosen == "fused"] == [1, 2, 3, 4, 5]
+    assert impl("glu_mul", backend="simulator", M=4096) == "fused"
+    assert impl(backend="simulator", pointwise=False) == "stock"
+    with use_impl("fused"):
+        choice = select("glu_linear", backend="metal", M=40)
+    assert choice.impl == "stock"
+    assert "40 rows" in choice.why
+
+
+def test_nothing_falls_back_silently():
+    refused = r"\[dispatch\] use_impl\('fused'\) needs an Apple GPU.*simulate"
+    with use_impl("fused"), pytest.raises(ValueError, match=refused):
+        select("glu_mul")
+    with record() as outer:
+        select("glu_mul", backend="metal")
+        with record() as inner:
+            select("down_linear", backend="tracer")
+    assert [c.op for c in outer] == ["glu_mul", "down_linear"]
+    assert [c.op for c in inner] == ["down_linear"]
+    assert "measured" in outer[0].why
+    assert "mx.compile" in inner[0].why
 
 
 def test_use_impl_is_seen_and_undone():

@@ -8,8 +8,9 @@ from conftest import assert_no_worse, f64, oracle_mul
 from mlx.utils import tree_flatten
 
 from mlx_glu import reference
-from mlx_glu.layers import GatedMLP, glu_hidden_size, pack, split_packed
+from mlx_glu.layers import GatedMLP, glu_hidden_size
 from mlx_glu.ops import QuantizedWeight, glu_linear
+from mlx_glu.packing import pack, split_packed
 from mlx_glu.variants import VARIANTS, get
 
 K, N = 64, 128

@@ -7,26 +7,22 @@ on, each half of a block is also normalised on its way out.
 import math
 
 import mlx.core as mx
-import mlx.nn as nn
 
+from .. import layers
 from ..cache import KVCache
 from ..config import ModelConfig
 from . import llama
 from .llama import Cache, Mask
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(layers.RMSNorm):
     """Root-mean-square normalisation with a weight stored as ``w - 1``."""
 
-    def __init__(self, dims: int, eps: float) -> None:
-        super().__init__()
-        self.weight = mx.zeros((dims,))
-        self.eps = eps
+    offset = 1
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Normalise the last axis; 1 + w is formed in float32, as in training."""
-        weight = 1.0 + self.weight.astype(mx.float32)
-        return mx.fast.rms_norm(x, weight, self.eps).astype(x.dtype)
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__(dims, eps)
+        self.weight = mx.zeros((dims,))
 
 
 class Attention(llama.Attention):
@@ -75,7 +71,7 @@ class SandwichBlock(Block):
         """Map ``x`` [B, L, K] to [B, L, K]."""
         y = self.self_attn(self.input_layernorm(x), mask, cache)
         x = x + self.post_attention_layernorm(y)
-        y = self.mlp(self.pre_feedforward_layernorm(x))
+        y = self.mlp(x, norm=self.pre_feedforward_layernorm)
         return x + self.post_feedforward_layernorm(y)
 
 

@@ -13,21 +13,12 @@ import mlx.nn as nn
 from ..cache import KVCache, RotatingKVCache
 from ..config import ModelConfig
 from ..families import SLIDING
-from ..layers import GatedMLP, project
+from ..layers import GatedMLP, RMSNorm, project
 from ..rope import Rope
 
 Mask = mx.array | str | None
 Cache = list[KVCache]
-Norm = Callable[[int, float], nn.Module]
-
-
-class RMSNorm(nn.RMSNorm):
-    """MLX's, in the dtype of its input: a float32 weight must not widen the model."""
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Normalise the last axis."""
-        y: mx.array = super().__call__(x)
-        return y.astype(x.dtype)
+Norm = Callable[[int, float], RMSNorm]
 
 
 class Attention(nn.Module):
@@ -90,7 +81,7 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, mask: Mask, cache: KVCache) -> mx.array:
         """Map ``x`` [B, L, K] to [B, L, K]."""
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return self.mlp(x, norm=self.post_attention_layernorm, residual=x)
 
 
 class Decoder(nn.Module):

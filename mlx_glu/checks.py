@@ -1,0 +1,129 @@
+"""Errors in the arguments of the operations: expected, received, what to do."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .quantization import MODES, QuantizedWeight, Weight
+from .reference import Norm
+
+DTYPES = (mx.float16, mx.bfloat16, mx.float32)
+
+
+def show(a: mx.array, shape: tuple[int, ...] | None = None) -> str:
+    """Dtype and shape, its own or another, in words."""
+    name = str(a.dtype).removeprefix("mlx.core.")
+    return f"{name} {list(a.shape if shape is None else shape)}"
+
+
+def check_dtype(op: str, name: str, a: mx.array) -> None:
+    """A float array of 16 or 32 bits."""
+    if not isinstance(a, mx.array):
+        raise ValueError(
+            f"[{op}] {name} is an mx.array but got {type(a).__name__}; "
+            "wrap it in mx.array"
+        )
+    if a.dtype not in DTYPES:
+        raise ValueError(
+            f"[{op}] {name} is float16, bfloat16 or float32 but got {show(a)}; "
+            "cast it first"
+        )
+
+
+def check_same(op: str, names: str, a: mx.array, b: mx.array) -> None:
+    """One shape and dtype."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        first, second = names.split(" and ")
+        raise ValueError(
+            f"[{op}] {names} have one shape and dtype but {first} is {show(a)} and "
+            f"{second} is {show(b)}; broadcast or cast one of them"
+        )
+
+
+def check_norm(op: str, norm: Norm | None, x: mx.array) -> None:
+    """A weight [K] of floats, or no norm."""
+    if norm is None:
+        return
+    check_dtype(op, "the weight of norm", norm.weight)
+    if norm.weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"[{op}] the weight of norm is [K] = [{x.shape[-1]}] as x but got "
+            f"{show(norm.weight)}; take the norm of the same layer"
+        )
+
+
+def check_bias(op: str, name: str, bias: mx.array | None, rows: int) -> None:
+    """[N] floats, or no bias."""
+    if bias is None:
+        return
+    check_dtype(op, name, bias)
+    if bias.shape != (rows,):
+        raise ValueError(
+            f"[{op}] {name} is [N] = [{rows}] but got {show(bias)}; "
+            "take the bias of the same layer"
+        )
+
+
+def check_weight(op: str, name: str, weight: Weight, x: mx.array) -> int:
+    """Check ``x`` [..., K] and one weight; returns the weight's N."""
+    check_dtype(op, "x", x)
+    if x.ndim == 0:
+        raise ValueError(f"[{op}] x is [..., K] but got a scalar; add an axis")
+    if isinstance(weight, QuantizedWeight):
+        return _check_quantized(op, name, weight, x.shape[-1])
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"[{op}] {name} is [N, K] with K = {x.shape[-1]} as x but got "
+            f"{list(weight.shape)}; pass the transposed weight?"
+        )
+    if weight.dtype != x.dtype:
+        raise ValueError(
+            f"[{op}] {name} has the dtype of x but {name} is {show(weight)} "
+            f"and x is {show(x)}; cast one, or pack uint32 as QuantizedWeight"
+        )
+    return int(weight.shape[0])
+
+
+def _check_quantized(op: str, name: str, q: QuantizedWeight, k: int) -> int:
+    known = MODES.get(q.mode)
+    if (
+        known is None
+        or q.bits not in known.bits
+        or q.group_size not in known.group_sizes
+    ):
+        raise ValueError(
+            f"[{op}] {name} is in a format of quantization.MODES but got mode "
+            f"{q.mode!r} with {q.bits} bits in groups of {q.group_size}; quantize it "
+            "again"
+        )
+    if k % q.group_size:
+        raise ValueError(
+            f"[{op}] {name} needs K divisible by group_size = {q.group_size} "
+            f"but x has K = {k}; choose a smaller group or pad K"
+        )
+    if q.weight.dtype != mx.uint32 or q.weight.ndim != 2:
+        raise ValueError(
+            f"[{op}] {name} packs [N, K] into uint32 [N, K * bits / 32] but got "
+            f"{show(q.weight)}; pass the first array that mx.quantize returns"
+        )
+    n = int(q.weight.shape[0])
+    if q.weight.shape[1] * 32 != k * q.bits:
+        raise ValueError(
+            f"[{op}] {name} has K * bits / 32 = {k} * {q.bits} / 32 columns, K "
+            f"as x, but got {show(q.weight)}; check bits, or the K of x"
+        )
+    scales = (n, k // q.group_size)
+    affine = q.mode == "affine"
+    for part, a in (("scales", q.scales), ("biases", q.biases)):
+        wanted = part == "scales" or affine
+        if a is None and not wanted:
+            continue
+        dtypes = DTYPES if affine else (mx.uint8,)
+        if a is None or not wanted or a.shape != scales or a.dtype not in dtypes:
+            shape = f"{' or '.join(map(str, dtypes))} {list(scales)}"
+            raise ValueError(
+                f"[{op}] {part} of {name} ({q.mode}) is "
+                f"{shape if wanted else None} but got {None if a is None else show(a)}"
+                "; pass the arrays of one mx.quantize call"
+            )
+    return n

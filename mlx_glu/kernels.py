@@ -1,0 +1,201 @@
+"""Launch the matrix-vector kernels: arrays to one line of Metal, tile and grid.
+
+What is fixed for a layer (sizes, formats, variant) is written into that line; the
+number of rows is not, so that no prompt or batch compiles a kernel anew: there is
+one for a single row and one for 2 to ``MAX_M``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from . import jit
+from .dispatch import MAX_M
+from .quantization import QuantizedWeight, Weight
+from .reference import Norm
+from .variants import Variant
+
+_LANES, _SIMDGROUPS = 32, 2
+
+# By mode and bits: the format of metal/quant.h, its codes in metal/codes.h, and the
+# fewest neighbouring values that fill the words of one load.
+_FORMATS = {
+    ("affine", 2): ("Affine", "Masked", 16),
+    ("affine", 3): ("Affine", "Straddling", 32),
+    ("affine", 4): ("Affine", "Masked", 8),
+    ("affine", 5): ("Affine", "Straddling", 32),
+    ("affine", 6): ("Affine", "Straddling", 16),
+    ("affine", 8): ("Affine", "Bytes", 8),
+    ("mxfp4", 4): ("Mxfp", "E2M1", 8),
+    ("mxfp8", 8): ("Mxfp", "E4M3", 8),
+    ("nvfp4", 4): ("Nvfp", "E2M1", 8),
+}
+
+_TYPES = {
+    mx.float16: "float16_t",
+    mx.bfloat16: "bfloat16_t",
+    mx.float32: "float",
+    mx.uint8: "uint8_t",
+}
+_PLACE = (
+    "{threadgroup_position_in_grid.x, simdgroup_index_in_threadgroup, "
+    "thread_index_in_simdgroup}"
+)
+_NONE = "None()"
+
+
+def glu_linear(
+    x: mx.array,
+    gate: Weight,
+    up: Weight,
+    variant: Variant,
+    gate_bias: mx.array | None = None,
+    up_bias: mx.array | None = None,
+    norm: Norm | None = None,
+) -> mx.array:
+    """Compute ``phi(norm(x) @ gate.T + gate_bias) * psi(norm(x) @ up.T + up_bias)``.
+
+    One dispatch for 1 to ``MAX_M`` rows; arguments as in ``ops.glu_linear``, which
+    checks them. Kernels: ``metal/glu_qmv.metal``, ``metal/glu_gemv.metal``.
+    """
+    call = _Call(x, (gate, up), normed=norm is not None)
+    shares = f"threadgroup float shares[{_LANES * call.tile.max_M}]; "
+    arguments = (
+        call.norm(norm),
+        call.weight("gate", gate),
+        call.weight("up", up),
+        call.array("gate_bias", gate_bias),
+        call.array("up_bias", up_bias),
+        "y",
+        _NONE if norm is None else "shares",
+    )
+    text = f"glu_matvec<{variant.msl}, Layer>"
+    return call.run("glu", text, arguments, before="" if norm is None else shares)
+
+
+def down_linear(
+    x: mx.array,
+    weight: Weight,
+    bias: mx.array | None = None,
+    residual: mx.array | None = None,
+) -> mx.array:
+    """Compute ``x @ weight.T + bias + residual``, rounded once.
+
+    One dispatch for 1 to ``MAX_M`` rows; arguments as in ``ops.down_linear``, which
+    checks them. Kernels: ``metal/down_qmv.metal``, ``metal/down_gemv.metal``.
+    """
+    call = _Call(x, (weight,), normed=False)
+    arguments = (
+        call.weight("weight", weight),
+        call.array("bias", bias),
+        call.array("residual", residual),
+        "y",
+    )
+    return call.run("down", "down_matvec<Layer>", arguments)
+
+
+class Tile(NamedTuple):
+    """``Tile`` of metal/matvec.h, which explains it."""
+
+    K: int
+    N: int
+    V: int
+    max_M: int
+    R: int
+
+    def __str__(self) -> str:
+        return f"Tile<{', '.join(map(str, self))}>"
+
+    @property
+    def threadgroups(self) -> int:
+        """Threadgroups of the grid."""
+        return -(-self.N // (self.R * _SIMDGROUPS))
+
+
+def choose_tile(K: int, M: int, weights: Sequence[Weight], *, normed: bool) -> Tile:
+    """Choose how a product is cut up.
+
+    Args:
+        K: columns of the weights.
+        M: rows of x.
+        weights: one or two, of any format.
+        normed: whether a norm is fused.
+
+    Returns:
+        The tile. V divides K, fills whole words of every format, and leaves the
+        fewest lanes idle in the last round over K.
+    """
+    packed = [w for w in weights if isinstance(w, QuantizedWeight)]
+    least = [_FORMATS[w.mode, w.bits][2] for w in packed]
+    sizes = (32, 16, 8) if least else (8, 4, 1)
+    V = min(
+        (size for size in sizes if K % size == 0 and size >= max(least, default=1)),
+        key=lambda size: -(-K // (size * _LANES)) * size,
+    )
+    if M > 1:
+        return Tile(K, _rows(weights[0]), V, MAX_M, 2)
+    # A norm costs each simdgroup some operations for each column; more rows of the
+    # weights share them. Beyond 16 columns their words would fill the registers.
+    return Tile(K, _rows(weights[0]), V, 1, 8 if normed and V <= 16 else 4)
+
+
+class _Call:
+    """One launch being put together: arrays bound so far and the tile."""
+
+    def __init__(self, x: mx.array, weights: Sequence[Weight], *, normed: bool) -> None:
+        self.x = x
+        self.rows = x.reshape(-1, x.shape[-1])
+        M, K = self.rows.shape
+        self.tile = choose_tile(K, M, weights, normed=normed)
+        packed = any(isinstance(w, QuantizedWeight) for w in weights)
+        self.kind = "qmv" if packed else "gemv"
+        self.inputs = {"x": self.rows}
+
+    def array(self, name: str, a: mx.array | None) -> str:
+        """Bind an array; returns what stands for it in Metal."""
+        if a is None:
+            return _NONE
+        self.inputs[name] = a
+        return name
+
+    def weight(self, name: str, w: Weight) -> str:
+        if not isinstance(w, QuantizedWeight):
+            return f"Dense<Layer, {_TYPES[w.dtype]}>{{{self.array(name, w)}}}"
+        family, codes, _ = _FORMATS[w.mode, w.bits]
+        form = f"{family}<{codes}, {w.bits}, {w.group_size}>"
+        parts = (w.weight, "_w"), (w.scales, "_s"), (w.biases, "_b")
+        arrays = ", ".join(self.array(name + suffix, a) for a, suffix in parts)
+        return f"Packed<{form}, Layer, {_TYPES[w.scales.dtype]}>{{{arrays}}}"
+
+    def norm(self, norm: Norm | None) -> str:
+        if norm is None:
+            return "NoNorm()"
+        eps = f"0x{struct.unpack('<I', struct.pack('<f', norm.eps))[0]:08x}u"
+        weight = self.array("norm", norm.weight)
+        kind = _TYPES[norm.weight.dtype]
+        return f"RmsNorm<{eps}, {norm.offset}, {kind}>{{{weight}}}"
+
+    def run(
+        self, op: str, text: str, arguments: Sequence[str], *, before: str = ""
+    ) -> mx.array:
+        given = ", ".join(("x", *arguments, "uint(x_shape[0])", _PLACE))
+        N, threads = self.tile.N, _LANES * _SIMDGROUPS
+        names = f"using namespace mlx_glu; using Layer = {self.tile}; "
+        (y,) = jit.run(
+            f"{op}_{self.kind}.metal",
+            f"{names}{before}{text}({given});",
+            self.inputs,
+            {"y": ((len(self.rows), N), self.x.dtype)},
+            threads=self.tile.threadgroups * threads,
+            threadgroup=threads,
+        )
+        return y.reshape(*self.x.shape[:-1], N)
+
+
+def _rows(weight: Weight) -> int:
+    array = weight.weight if isinstance(weight, QuantizedWeight) else weight
+    return int(array.shape[0])
