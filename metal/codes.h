@@ -12,14 +12,9 @@
 
 namespace mlx_glu {
 
-struct Plain {
-  static float unit(int) { return 1.0f; }
-  static float factor() { return 1.0f; }
-};
-
 // 3, 5 and 6 bits: a code may lie in two words.
 template <int bits, int V>
-struct Straddling : Plain {
+struct Straddling {
   uint w[V * bits / 32];
 
   void read(const device uint* words) {
@@ -33,11 +28,13 @@ struct Straddling : Plain {
     }
     return float(code & ((1u << bits) - 1u));
   }
+  static float unit(int) { return 1.0f; }
+  static float factor() { return 1.0f; }
 };
 
 // 2 and 4 bits: codes are masked where they stand, in halves of words.
 template <int bits, int V>
-struct Masked : Plain {
+struct Masked {
   enum { words = V * bits / 32, each = 16 / bits };
   ushort4 w[(words + 1) / 2];
 
@@ -57,11 +54,12 @@ struct Masked : Plain {
   static float unit(int i) {
     return 1.0f / float(1 << (i % each * bits));
   }
+  static float factor() { return 1.0f; }
 };
 
 // 8 bits.
 template <int bits, int V>
-struct Bytes : Plain {
+struct Bytes {
   uchar4 w[V / 4];
 
   void read(const device uint* p) {
@@ -72,12 +70,14 @@ struct Bytes : Plain {
     }
   }
   float value(int i) const { return float(w[i / 4][i % 4]); }
+  static float unit(int) { return 1.0f; }
+  static float factor() { return 1.0f; }
 };
 
 // E2M1, the 4 bits of mxfp4 and nvfp4: sign, two bits of exponent, one of mantissa.
 // Put into a half they are 2^14 times too small.
 template <int bits, int V>
-struct E2M1 : Plain {
+struct E2M1 {
   uint w[V / 8];
 
   void read(const device uint* words) {
@@ -91,27 +91,29 @@ struct E2M1 : Plain {
     half2 pair = as_type<half2>(two);
     return float(i % 8 < 4 ? pair.x : pair.y);
   }
+  static float unit(int) { return 1.0f; }
   static float factor() { return 16384.0f; }
 };
 
 // Bytes 0 and 2 of a word, both E4M3, as halves 2^8 times too small. 0x7f is NaN.
-inline half2 halves_of_e4m3(uint word) {
+inline half2 e4m3_pair(uint word) {
   uint size = word & 0x007f007fu, nan = (size + 0x00010001u) << 7 & 0x40004000u;
   return as_type<half2>(size << 7 | nan | (word & 0x00800080u) << 8);
 }
 
 // E4M3, the 8 bits of mxfp8.
 template <int bits, int V>
-struct E4M3 : Plain {
+struct E4M3 {
   uint w[V / 4];
 
   void read(const device uint* words) {
     read_words<V / 4>(words, w);
   }
   float value(int i) const {
-    half2 two = halves_of_e4m3(w[i / 4] >> (i % 2 * 8));
+    half2 two = e4m3_pair(w[i / 4] >> (i % 2 * 8));
     return float(i % 4 < 2 ? two.x : two.y);
   }
+  static float unit(int) { return 1.0f; }
   static float factor() { return 256.0f; }
 };
 

@@ -11,15 +11,19 @@ struct Dense {
   enum { R = Tile::R };
   const device T* weight;
 
-  struct Chunk {
+  struct Codes {
     float w[Tile::V];
 
     float value(int i) const { return w[i]; }
     static float unit(int) { return 1.0f; }
+  };
+  struct Chunk {
+    Codes codes;
+
     float scaled(int, float dot, float) const { return dot; }
   };
   void load(thread Chunk& c, ulong row, uint k) const {
-    read_floats<Tile::V>(weight + row * Tile::K + k, c.w);
+    read_floats<Tile::V>(weight + row * Tile::K + k, c.codes.w);
   }
 };
 

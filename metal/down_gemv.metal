@@ -1,5 +1,5 @@
 // y = x W^T + bias + residual for a weight of floats: down_matvec() of projection.h
-// over dense() of dense.h.
+// over Dense of dense.h.
 //
 //   x [M, K], M up to Tile::max_M; W: Dense{[N, K]}; y and residual [M, N]
 //   bias [N]; None() for what is absent

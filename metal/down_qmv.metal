@@ -1,5 +1,5 @@
 // y = x W^T + bias + residual for a packed weight: down_matvec() of projection.h
-// over packed() of quant.h.
+// over Packed of quant.h.
 //
 //   x [M, K], M up to Tile::max_M; y and residual [M, N]; bias [N]
 //   W: Packed{words [N, K * bits / 32], scales, biases [N, K / group]}

@@ -1,5 +1,5 @@
 // y = phi(norm(x) Wg^T + bg) * psi(norm(x) Wu^T + bu) for weights of floats:
-// glu_matvec() of gated.h over dense() of dense.h.
+// glu_matvec() of gated.h over Dense of dense.h.
 //
 //   x [M, K], M up to Tile::max_M; gate, up: Dense{[N, K]}; y [M, N] as x
 //   biases, norm and shares as in glu_qmv.metal

@@ -17,11 +17,17 @@ float at(const device T* p, ulong i) {
   return float(p[i]);
 }
 
-// A vector V in one load.
-template <typename V, typename T>
-V read_vector(const device T* p) {
+// A vector V of words in one load: rows of codes start where it may.
+template <typename V>
+V read_vector(const device uint* p) {
   return *(const device V*)p;
 }
+
+// Four elements in one load, aligned as one: an array may start anywhere in its buffer.
+template <typename T>
+struct Four {
+  T v[4];
+};
 
 // n floats, four in a load where n is a multiple of 4.
 template <int n, typename T>
@@ -30,9 +36,9 @@ void read_floats(const device T* p, thread float* out) {
     if (n % 4) {
       out[i] = float(p[i]);
     } else {
-      float4 four = float4(read_vector<metal::vec<T, 4>>(p + i));
+      Four<T> four = *(const device Four<T>*)(p + i);
       for (int j = 0; j < 4; j++) {
-        out[i + j] = four[j];
+        out[i + j] = float(four.v[j]);
       }
     }
   }

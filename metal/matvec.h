@@ -21,12 +21,12 @@ struct Place {
 template <int K_, int N_, int V_, int max_M_, int R_>
 struct Tile {
   enum { K = K_, N = N_, V = V_, max_M = max_M_, R = R_ };
-  enum { lanes = 32, simdgroups = 2 };
-  enum { whole = N_ % (R_ * simdgroups) == 0 };
+  enum { lanes = 32, groups = 2 }; // of a simdgroup; simdgroups together
+  enum { whole = N_ % (R_ * groups) == 0 };
 
   // The first row of this simdgroup, and how many from there on exist.
-  static uint first(Place where) {
-    return (where.group * simdgroups + where.simdgroup) * R;
+  static uint first(Place here) {
+    return (here.group * groups + here.simdgroup) * R;
   }
   static uint rows(uint first) {
     return first < N ? metal::min(uint(R), N - first) : 0;
@@ -43,9 +43,13 @@ struct Sums {
 // A second weight that is not there: no rows.
 struct NoWeight {
   enum { R = 0 };
-  struct Chunk {
+  struct Codes {
     float value(int) const { return 0.0f; }
     static float unit(int) { return 1.0f; }
+  };
+  struct Chunk {
+    Codes codes;
+
     float scaled(int, float, float) const { return 0.0f; }
   };
   void load(thread Chunk&, ulong, uint) const {}
@@ -59,15 +63,16 @@ void multiply(
   float units[M][S];
   for (int m = 0; m < M; m++) {
     for (int j = 0; j < S; j++) {
-      units[m][j] = x[m][j] * W::Chunk::unit(i + j);
+      units[m][j] = x[m][j] * W::Codes::unit(i + j);
     }
   }
 #pragma unroll
   for (int r = 0; r < W::R; r++) {
     float w[S];
     for (int j = 0; j < S; j++) {
-      w[j] = chunk[r].value(i + j);
+      w[j] = chunk[r].codes.value(i + j);
     }
+#pragma unroll
     for (int m = 0; m < M; m++) {
       float dot = w[0] * units[m][0];
       for (int j = 1; j < S; j++) {
@@ -80,7 +85,8 @@ void multiply(
 
 // Adds up one lane's share for M rows of x and for the weights' rows from n on, of
 // which `rows` exist.
-template <typename Tile, int M, typename Y, typename T, typename N, typename A, typename B>
+template <
+    typename Tile, int M, typename Y, typename T, typename N, typename A, typename B>
 void add_products(
     thread Y& y, const device T* x, N norm, A a, B b, uint n, uint rows, uint lane) {
   enum { K = Tile::K, V = Tile::V, S = V <= 8 ? V : (M == 1 ? 16 : 8) };
@@ -100,6 +106,7 @@ void add_products(
 #pragma unroll
     for (int i = 0; i < V; i += S) {
       float part[M][S], sum[M];
+#pragma unroll
       for (int m = 0; m < M; m++) {
         read_floats<S>(x + ulong(m) * K + k + i, part[m]);
       }
@@ -123,7 +130,7 @@ float own_sum(
   float own = 0.0f;
   for (int m = 0; m < Tile::max_M; m++) {
 #pragma unroll
-    for (int r = 0; r < Tile::R && (m == 0 || uint(m) < M); r++) {
+    for (int r = 0; r < Tile::R && uint(m) < M; r++) {
       float sum = metal::simd_sum(y[m][r]);
       own = lane == uint(m * Tile::R + r) ? sum : own;
     }

@@ -31,7 +31,7 @@ struct RmsNorm {
     for (int m = 0; m < M; m++) {
       for (int i = 0; i < S; i++) {
         squares[m] += x[m][i] * x[m][i];
-        x[m][i] *= w[i] + offset;
+        x[m][i] *= offset ? w[i] + offset : w[i];
       }
     }
   }
@@ -41,12 +41,12 @@ struct RmsNorm {
   template <typename Tile>
   float scale(
       const thread float* squares, threadgroup float* shares, uint M,
-      Place where) const {
-    for (uint m = 0; m < M && where.simdgroup == 0; m++) {
-      shares[m * Tile::lanes + where.lane] = squares[m];
+      Place here) const {
+    for (uint m = 0; m < M && here.simdgroup == 0; m++) {
+      shares[m * Tile::lanes + here.lane] = squares[m];
     }
     threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-    uint m = where.lane / Tile::R;
+    uint m = here.lane / Tile::R;
     float sum = 0.0f;
     for (int i = 0; i < Tile::lanes && m < M; i++) {
       sum += shares[m * Tile::lanes + i];

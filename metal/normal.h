@@ -17,7 +17,7 @@ inline float normal_pdf(float x) {
 
 // Horner's rule, highest power first.
 template <int n>
-float polynomial(const thread float (&c)[n], float x) {
+float horner(const thread float (&c)[n], float x) {
   float p = c[0];
   for (int i = 1; i < n; i++) {
     p = metal::fma(p, x, c[i]);
@@ -32,12 +32,12 @@ inline float normal_cdf(float x) {
   if (a < 1.0f) {
     const float c[6] = {-7.5303005e-6f, 1.1314363e-4f,  -1.1859847e-3f,
                         9.9731712e-3f,  -6.6490330e-2f, 3.9894229e-1f};
-    return metal::fma(polynomial(c, x * x), x, 0.5f);
+    return metal::fma(horner(c, x * x), x, 0.5f);
   }
   float t = 1.0f / (a + 3.0f); // upper tail = pdf * t * polynomial in t
   const float c[8] = {717.26117f, -730.463f, 175.94547f, 7.5862484f,
                       19.9246f,   7.90148f,  3.0027516f, 0.99996793f};
-  float tail = normal_pdf(a) * (polynomial(c, t) * t);
+  float tail = normal_pdf(a) * (horner(c, t) * t);
   return x < 0.0f ? tail : 1.0f - tail;
 }
 

@@ -10,13 +10,13 @@ template <
     typename Tile, typename T, typename Weight, typename Bias, typename Residual>
 void down_matvec(
     const device T* x, Weight weight, Bias bias, Residual residual, device T* y,
-    uint M, Place where) {
-  uint first = Tile::first(where), rows = Tile::rows(first);
+    uint M, Place here) {
+  uint first = Tile::first(here), rows = Tile::rows(first);
   Sums<Tile> sums = {};
   Rows<Tile::max_M>::template add<Tile>(
-      M, sums, x, NoNorm(), weight, NoWeight(), first, rows, where.lane);
-  float value = own_sum<Tile>(sums.first, M, where.lane);
-  uint m = where.lane / Tile::R, r = where.lane % Tile::R, n = first + r;
+      M, sums, x, NoNorm(), weight, NoWeight(), first, rows, here.lane);
+  float value = own_sum<Tile>(sums.first, M, here.lane);
+  uint m = here.lane / Tile::R, r = here.lane % Tile::R, n = first + r;
   if (m < M && r < rows) {
     ulong i = ulong(m) * Tile::N + n;
     y[i] = T(value + at(bias, n) + at(residual, i));

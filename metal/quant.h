@@ -7,17 +7,14 @@
 
 namespace mlx_glu {
 
-// A format: its codes, the group that shares a scale, and the scale as a float.
+// A format has codes, a group that shares a scale, and the scale as a float.
+
+// Scales and biases are floats.
 template <template <int, int> class C, int bits_, int group_>
-struct Format {
+struct Affine {
   enum { bits = bits_, group = group_ };
   template <int V>
   using Codes = C<bits_, V>;
-};
-
-// Scales and biases are floats.
-template <template <int, int> class C, int bits, int group>
-struct Affine : Format<C, bits, group> {
   template <typename S>
   using Biases = const device S*;
   template <typename S>
@@ -27,19 +24,25 @@ struct Affine : Format<C, bits, group> {
 };
 
 // mxfp4, mxfp8: scales are powers of two, a biased exponent.
-template <template <int, int> class C, int bits, int group>
-struct Mxfp : Format<C, bits, group> {
+template <template <int, int> class C, int bits_, int group_>
+struct Mxfp {
+  enum { bits = bits_, group = group_ };
+  template <int V>
+  using Codes = C<bits_, V>;
   template <typename S>
   using Biases = None;
   static float scale(uint s) { return as_type<float>(s == 0 ? 0x400000u : s << 23); }
 };
 
 // nvfp4: scales are E4M3.
-template <template <int, int> class C, int bits, int group>
-struct Nvfp : Format<C, bits, group> {
+template <template <int, int> class C, int bits_, int group_>
+struct Nvfp {
+  enum { bits = bits_, group = group_ };
+  template <int V>
+  using Codes = C<bits_, V>;
   template <typename S>
   using Biases = None;
-  static float scale(uint s) { return 256.0f * float(halves_of_e4m3(s).x); }
+  static float scale(uint s) { return 256.0f * float(e4m3_pair(s).x); }
 };
 
 // A packed weight [N, K] in format F with scales of type S.
@@ -51,8 +54,11 @@ struct Packed {
   const device S* scales;
   typename F::template Biases<S> biases;
 
+  using Codes = typename F::template Codes<V>;
+
   // V codes of a row, and the scales of their groups.
-  struct Chunk : F::template Codes<V> {
+  struct Chunk {
+    Codes codes;
     float scale[groups], bias[groups];
 
     // What codes from i on, all of one group, contribute to a product: their dot
@@ -63,10 +69,10 @@ struct Packed {
     }
   };
   void load(thread Chunk& c, ulong row, uint k) const {
-    c.read(words + row * (K * F::bits / 32) + k * F::bits / 32);
+    c.codes.read(words + row * (K * F::bits / 32) + k * F::bits / 32);
     for (int i = 0; i < groups; i++) {
       ulong group = row * (K / F::group) + k / F::group + i;
-      c.scale[i] = F::scale(scales[group]) * Chunk::factor();
+      c.scale[i] = F::scale(scales[group]) * Codes::factor();
       c.bias[i] = at(biases, group);
     }
   }

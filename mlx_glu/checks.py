@@ -44,6 +44,11 @@ def check_norm(op: str, norm: Norm | None, x: mx.array) -> None:
     """A weight [K] of floats, or no norm."""
     if norm is None:
         return
+    if not isinstance(norm, Norm):
+        raise ValueError(
+            f"[{op}] norm is an ops.Norm but got {type(norm).__name__}; take "
+            "parts() of a layers.RMSNorm, or build Norm(weight, eps)"
+        )
     check_dtype(op, "the weight of norm", norm.weight)
     if norm.weight.shape != x.shape[-1:]:
         raise ValueError(
@@ -71,6 +76,11 @@ def check_weight(op: str, name: str, weight: Weight, x: mx.array) -> int:
         raise ValueError(f"[{op}] x is [..., K] but got a scalar; add an axis")
     if isinstance(weight, QuantizedWeight):
         return _check_quantized(op, name, weight, x.shape[-1])
+    if not isinstance(weight, mx.array):
+        raise ValueError(
+            f"[{op}] {name} is an mx.array or a QuantizedWeight but got "
+            f"{type(weight).__name__}; wrap it in mx.array"
+        )
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"[{op}] {name} is [N, K] with K = {x.shape[-1]} as x but got "
@@ -112,7 +122,13 @@ def _check_quantized(op: str, name: str, q: QuantizedWeight, k: int) -> int:
             f"[{op}] {name} has K * bits / 32 = {k} * {q.bits} / 32 columns, K "
             f"as x, but got {show(q.weight)}; check bits, or the K of x"
         )
-    scales = (n, k // q.group_size)
+    _check_scales(op, name, q, (n, k // q.group_size))
+    return n
+
+
+def _check_scales(
+    op: str, name: str, q: QuantizedWeight, scales: tuple[int, int]
+) -> None:
     affine = q.mode == "affine"
     for part, a in (("scales", q.scales), ("biases", q.biases)):
         wanted = part == "scales" or affine
@@ -126,4 +142,3 @@ def _check_quantized(op: str, name: str, q: QuantizedWeight, k: int) -> int:
                 f"{shape if wanted else None} but got {None if a is None else show(a)}"
                 "; pass the arrays of one mx.quantize call"
             )
-    return n

@@ -18,6 +18,9 @@ IMPLS = ("stock", "fused")
 #: rows and multiply without matrix units, so that many rows are stock's.
 MAX_M = 5
 
+#: Elements of a result that MLX cannot make a grid of, one thread for each.
+MAX_SIZE = 1 << 31
+
 
 class Choice(NamedTuple):
     """An implementation and the reason for it."""
@@ -32,7 +35,12 @@ _records: ContextVar[tuple[list[Choice], ...]] = ContextVar("choices", default=(
 
 
 def select(
-    op: str, *, backend: str | None = None, M: int = 1, pointwise: bool = True
+    op: str,
+    *,
+    backend: str | None = None,
+    M: int = 1,
+    N: int = 1,
+    pointwise: bool = True,
 ) -> Choice:
     """Choose the implementation of an operation.
 
@@ -40,7 +48,8 @@ def select(
         op: one of :data:`OPS`.
         backend: what runs Metal kernels here, as ``jit.backend()`` says: "metal",
             "simulator", "tracer" or None.
-        M: rows of x; of no interest to ``glu_mul``.
+        M: rows of the result.
+        N: columns of the result.
         pointwise: whether the variant has a functor.
 
     Returns:
@@ -55,13 +64,15 @@ def select(
             f"[dispatch] expected one of {', '.join(OPS)} but got {op!r}; "
             "add the operation to OPS in dispatch.py"
         )
-    choice = Choice(op, *_decide(op, backend, M, pointwise))
+    choice = Choice(op, *_decide(op, backend, M, N, pointwise))
     for record in _records.get():
         record.append(choice)
     return choice
 
 
-def _decide(op: str, backend: str | None, M: int, pointwise: bool) -> tuple[str, str]:
+def _decide(
+    op: str, backend: str | None, M: int, N: int, pointwise: bool
+) -> tuple[str, str]:
     forced = _forced.get()
     if forced == "stock":
         return "stock", "asked for by use_impl"
@@ -76,8 +87,10 @@ def _decide(op: str, backend: str | None, M: int, pointwise: bool) -> tuple[str,
         return "stock", "the simulator needs values; mx.compile or mx.vmap has none"
     if not pointwise:
         return "stock", "the variant needs whole rows, kernels take single elements"
-    if op != "glu_mul" and not 1 <= M <= MAX_M:
-        return "stock", f"{M} rows; the fused product takes 1 to {MAX_M}"
+    if not 0 < M * N < MAX_SIZE:
+        return "stock", f"{M * N} elements; a grid has 1 to {MAX_SIZE - 1} threads"
+    if op != "glu_mul" and M > MAX_M:
+        return "stock", f"{M} rows; the fused product takes up to {MAX_M}"
     if forced == "fused":
         return "fused", "asked for by use_impl"
     if backend == "simulator":
@@ -90,7 +103,8 @@ def use_impl(impl: str) -> Iterator[None]:
     """Prefer one implementation inside a ``with`` block, in this thread or task.
 
     "stock" always holds. "fused" holds wherever a kernel exists for the case;
-    :func:`record` tells where it did not.
+    :func:`record` tells where it did not. A function that ``mx.compile`` has traced
+    keeps what was chosen then.
 
     Args:
         impl: one of :data:`IMPLS`.

@@ -9,7 +9,7 @@ a custom function too, and raises ``Not implemented for CustomKernel``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -63,7 +63,7 @@ def down_linear(
     return cast(mx.array, _down(forms)(*arrays))
 
 
-@cache
+@lru_cache(maxsize=256)
 def _product(variant: Variant, packing: tuple[Order, Layout] | None) -> Any:
     """``glu_mul`` of gate and up, or of one array that packs them."""
     layout: elementwise.Packing | None = None
@@ -88,7 +88,7 @@ def _product(variant: Variant, packing: tuple[Order, Layout] | None) -> Any:
     return _with_rules(product, plain, _with_rules(gradient, plain_gradient))
 
 
-@cache
+@lru_cache(maxsize=256)
 def _gated(variant: Variant, forms: tuple[Form, ...]) -> Any:
     def call(run: Callable[..., mx.array], arrays: Sequence[mx.array]) -> mx.array:
         x, gate, up, *rest = _restore(arrays, forms)
@@ -100,7 +100,7 @@ def _gated(variant: Variant, forms: tuple[Form, ...]) -> Any:
     )
 
 
-@cache
+@lru_cache(maxsize=256)
 def _down(forms: tuple[Form, ...]) -> Any:
     return _with_rules(
         lambda *arrays: kernels.down_linear(*_restore(arrays, forms)),

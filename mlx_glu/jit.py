@@ -21,18 +21,18 @@ Kernel = Callable[..., list[mx.array]]
 _simulating: ContextVar[bool] = ContextVar("mlx_glu_simulating", default=False)
 
 
-def backend(x: mx.array | None = None) -> str | None:
+def backend(inputs: object = None) -> str | None:
     """What runs Metal kernels here.
 
     Args:
-        x: an input of the kernel; None if it is not known yet.
+        inputs: of the kernel: an array, or tuples of arrays and of what is none.
 
     Returns:
-        "metal"; "simulator"; "tracer" for the simulator without a value of ``x``,
-        inside ``mx.compile`` or ``mx.vmap``; None where nothing does.
+        "metal"; "simulator"; "tracer" for the simulator without the value of an
+        input, inside ``mx.compile`` or ``mx.vmap``; None where nothing does.
     """
     if _simulating.get():
-        return "simulator" if x is None or _has_value(x) else "tracer"
+        return "simulator" if _has_values(inputs) else "tracer"
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
     return "metal" if on_gpu and mx.metal.is_available() else None
 
@@ -121,14 +121,19 @@ def _build(
 
 
 def built() -> int:
-    """How many different kernels this process has built."""
+    """How many kernels this process has built."""
     return _build.cache_info().misses
 
 
-def _has_value(x: mx.array) -> bool:
+def _has_values(inputs: object) -> bool:
+    if isinstance(inputs, tuple):
+        return all(map(_has_values, inputs))
     try:
-        mx.eval(x)
-    except ValueError:
+        if isinstance(inputs, mx.array):
+            mx.eval(inputs)
+    except ValueError as error:
+        if "transformations like compile or vmap" not in str(error):
+            raise
         return False
     return True
 

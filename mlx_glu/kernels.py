@@ -131,7 +131,8 @@ def choose_tile(K: int, M: int, weights: Sequence[Weight], *, normed: bool) -> T
     """
     packed = [w for w in weights if isinstance(w, QuantizedWeight)]
     least = [_FORMATS[w.mode, w.bits][2] for w in packed]
-    sizes = (32, 16, 8) if least else (8, 4, 1)
+    # The first of equals: 16 columns leave registers for more rows of a weight.
+    sizes = (16, 32, 8) if least else (8, 4, 1)
     V = min(
         (size for size in sizes if K % size == 0 and size >= max(least, default=1)),
         key=lambda size: -(-K // (size * _LANES)) * size,
@@ -165,6 +166,10 @@ class _Call:
     def weight(self, name: str, w: Weight) -> str:
         if not isinstance(w, QuantizedWeight):
             return f"Dense<Layer, {_TYPES[w.dtype]}>{{{self.array(name, w)}}}"
+        if w.biases is not None and w.biases.dtype != w.scales.dtype:
+            # A format has one type for both; the wider keeps the bits of either.
+            scales, biases = (a.astype(mx.float32) for a in (w.scales, w.biases))
+            w = w._replace(scales=scales, biases=biases)
         family, codes, _ = _FORMATS[w.mode, w.bits]
         form = f"{family}<{codes}, {w.bits}, {w.group_size}>"
         parts = (w.weight, "_w"), (w.scales, "_s"), (w.biases, "_b")
@@ -177,12 +182,14 @@ class _Call:
         eps = f"0x{struct.unpack('<I', struct.pack('<f', norm.eps))[0]:08x}u"
         weight = self.array("norm", norm.weight)
         kind = _TYPES[norm.weight.dtype]
-        return f"RmsNorm<{eps}, {norm.offset}, {kind}>{{{weight}}}"
+        return f"RmsNorm<{eps}, {int(norm.offset)}, {kind}>{{{weight}}}"
 
     def run(
         self, op: str, text: str, arguments: Sequence[str], *, before: str = ""
     ) -> mx.array:
-        given = ", ".join(("x", *arguments, "uint(x_shape[0])", _PLACE))
+        # A tiny x is padded, and its shape with it; see jit.
+        M = "uint(x_shape[0])" if self.rows.size >= 8 else str(len(self.rows))
+        given = ", ".join(("x", *arguments, M, _PLACE))
         N, threads = self.tile.N, _LANES * _SIMDGROUPS
         names = f"using namespace mlx_glu; using Layer = {self.tile}; "
         (y,) = jit.run(

@@ -24,7 +24,7 @@ _COMMENT = re.compile(r"//[^\n]*")
 _STRUCT = re.compile(r"\bstruct \w+[^{;]*\{")
 _NAME = re.compile(r"\b(?:struct|using)\s+(\w+)|(\w+)\s*\(")
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_PARAMETER = re.compile(r"\btypename(?= \w+[,>])")
+_PARAMETER = re.compile(r"\btypename(?=(?:\.\.\.)? \w+[,>])")
 _SPACES = re.compile(
     r" ?([{}();,<>=*/?:&|%^\[\]]|[+-]=) ?|(?<=[\w)\]]) ?([+-]) ?(?=[\w(])"
 )

@@ -9,6 +9,8 @@ shapes of a custom function.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from types import ModuleType
 
 import mlx.core as mx
@@ -66,7 +68,10 @@ def glu_mul(
     check_dtype("glu_mul", "up", up)
     check_same("glu_mul", "gate and up", gate, up)
     variant = variants.get(variant)
-    y: mx.array = _choose("glu_mul", gate, variant).glu_mul(gate, up, variant)
+    if gate.ndim == 0:
+        return glu_mul(gate[None], up[None], variant)[0]
+    impl = _choose("glu_mul", gate.shape, (gate, up), variant)
+    y: mx.array = impl.glu_mul(gate, up, variant)
     return y
 
 
@@ -97,7 +102,8 @@ def glu_mul_packed(
     check_dtype("glu_mul_packed", "packed", packed)
     check_packed("glu_mul_packed", packed, order, layout, -1)
     variant = variants.get(variant)
-    impl = _choose("glu_mul", packed, variant)
+    shape = (*packed.shape[:-1], packed.shape[-1] // 2)
+    impl = _choose("glu_mul", shape, packed, variant)
     y: mx.array = impl.glu_mul_packed(packed, variant, order, layout)
     return y
 
@@ -150,8 +156,10 @@ def glu_linear(
     check_bias("glu_linear", "up_bias", up_bias, rows[1])
     check_norm("glu_linear", norm, x)
     variant = variants.get(variant)
-    impl = _choose("glu_linear", x, variant)
+    given = x, gate, up, gate_bias, up_bias, norm
+    impl = _choose("glu_linear", (*x.shape[:-1], rows[0]), given, variant)
     if impl is stock:
+        # Any number of rows comes here; their product may still be a kernel.
         x = x if norm is None else rms_norm(x, norm)
         halves = linear(x, gate, gate_bias), linear(x, up, up_bias)
         return glu_mul(*halves, variant)
@@ -183,32 +191,36 @@ def down_linear(
     Raises:
         ValueError: shapes, dtypes or quantization do not match.
 
-    Reference: ``reference.linear``. Kernels: ``metal/down_qmv.metal`` and
+    Reference: ``reference.down_linear``. Kernels: ``metal/down_qmv.metal`` and
     ``metal/down_gemv.metal``, for 1 to ``dispatch.MAX_M`` rows.
     """
     rows = check_weight("down_linear", "weight", weight, x)
     check_bias("down_linear", "bias", bias, rows)
+    shape = (*x.shape[:-1], rows)
     if residual is not None:
-        shape = (*x.shape[:-1], rows)
         check_dtype("down_linear", "residual", residual)
         if residual.shape != shape or residual.dtype != x.dtype:
             raise ValueError(
                 f"[down_linear] residual is {show(x, shape)}, as the result, but got "
                 f"{show(residual)}; broadcast or cast it"
             )
-    y: mx.array = _choose("down_linear", x).down_linear(x, weight, bias, residual)
+    impl = _choose("down_linear", shape, (x, weight, bias, residual))
+    y: mx.array = impl.down_linear(x, weight, bias, residual)
     return y
 
 
-def _choose(op: str, x: mx.array, variant: Variant | None = None) -> ModuleType:
-    """Ask the one place that decides."""
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"stock": stock, "fused": fused}
+
+
+def _choose(
+    op: str, shape: Sequence[int], inputs: object, variant: Variant | None = None
+) -> ModuleType:
+    """Ask the one place that decides; ``shape`` is that of the result."""
     choice = select(
         op,
-        backend=jit.backend(x),
-        M=x.size // x.shape[-1] if x.size else 0,
+        backend=jit.backend(inputs),
+        M=math.prod(shape[:-1]),
+        N=shape[-1],
         pointwise=variant is None or variant.pointwise,
     )
     return _IMPLEMENTATIONS[choice.impl]
-
-
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"stock": stock, "fused": fused}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import cast
 
 import mlx.core as mx
@@ -44,7 +44,7 @@ def glu_linear(
     return glu_mul(linear(x, gate, gate_bias), linear(x, up, up_bias), variant)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _with_vjp(variant: Variant) -> mx.custom_function:
     """Wrap ``reference.glu_mul`` so that its residuals are gate and up alone."""
     forward: Callable[..., mx.array] = partial(reference.glu_mul, variant=variant)

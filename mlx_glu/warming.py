@@ -6,14 +6,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import jit
+from .dispatch import MAX_M
 
 
 def warmup(model: nn.Module) -> int:
     """Build every fused kernel that generating with a model will call.
 
     Metal compiles a kernel when it first runs, which the first token would wait
-    for. There is one kernel for a single row and one for a few, so the model is run
-    once on one token and once on two; where nothing is fused this builds nothing.
+    for. There are kernels for a single row, for a few and for many, so the model is
+    run on one token, on two and on six; where nothing is fused this builds nothing.
 
     Args:
         model: maps token ids [B, L] to logits.
@@ -22,6 +23,6 @@ def warmup(model: nn.Module) -> int:
         How many kernels were built.
     """
     before = jit.built()
-    for L in (1, 2):
+    for L in (1, 2, MAX_M + 1):
         mx.eval(model(mx.zeros((1, L), mx.int32)))
     return jit.built() - before

@@ -36,6 +36,8 @@ def test_fused_takes_a_few_rows_of_pointwise_variants():
     rows = {M: impl(backend="simulator", M=M) for M in range(MAX_M + 3)}
     assert [M for M, chosen in rows.items() if chosen == "fused"] == [1, 2, 3, 4, 5]
     assert impl("glu_mul", backend="simulator", M=4096) == "fused"
+    assert impl("glu_mul", backend="simulator", M=1 << 16, N=1 << 15) == "stock"
+    assert impl("glu_mul", backend="simulator", M=3, N=0) == "stock"
     assert impl(backend="simulator", pointwise=False) == "stock"
     with use_impl("fused"):
         choice = select("glu_linear", backend="metal", M=40)

@@ -7,7 +7,16 @@ from conftest import assert_no_worse, f64
 from sim_programs import needs_simulator
 from tiny_checkpoint import FAMILIES, config_of, token_ids, write_checkpoint
 
-from mlx_glu import GatedMLP, jit, load_model, ops, simulate, use_impl, warmup
+from mlx_glu import (
+    GatedMLP,
+    jit,
+    load_model,
+    metal_source,
+    ops,
+    simulate,
+    use_impl,
+    warmup,
+)
 from mlx_glu.dispatch import record
 from mlx_glu.layers import RMSNorm
 from mlx_glu.ops import Norm, QuantizedWeight, down_linear, glu_linear, glu_mul
@@ -160,10 +169,10 @@ def test_warmup_builds_what_generation_needs(tmp_path):
     assert warmup(model) == 0
     with simulate(mode="fast"):
         jit._build.cache_clear()
-        assert warmup(model) == 4
+        assert warmup(model) == 5
         assert warmup(model) == 0
         built = jit.built()
-        for L in (1, 3, 5):
+        for L in (1, 3, 5, 9):
             mx.eval(model(mx.zeros((1, L), mx.int32)))
         assert jit.built() == built
 
@@ -172,11 +181,57 @@ def test_tracing_in_the_simulator_runs_stock():
     mx.random.seed(0)
     x, w = mx.random.normal((2, 64)), mx.random.normal((31, 64))
     f = lambda x: glu_linear(x, w, w)
-    for transformed in (mx.compile(f), mx.vmap(lambda row: f(row[None])[0])):
+    cases = [
+        (mx.compile(f), x),
+        (mx.vmap(lambda row: f(row[None])[0]), x),
+        # A weight alone is traced: the step of a training loop.
+        (mx.compile(mx.grad(lambda w: glu_linear(x, w, w).sum())), w),
+        (mx.compile(lambda up: glu_mul(x, up)), x + 1),
+    ]
+    for transformed, given in cases:
         with simulate(), record() as choices:
-            y = transformed(x)
+            y = transformed(given)
         assert "the simulator needs values" in choices[0].why
-        assert_no_worse(y, f(x), f64(f(x)), terms=64)
+        stock = transformed(given)
+        assert_no_worse(y, stock, f64(stock), terms=64)
+
+
+@pytest.mark.parametrize("M", [1, 2])
+@pytest.mark.parametrize("K", [1, 3, 4, 7])
+def test_less_than_eight_elements_of_x(K, M):
+    """MLX would bind them as constant memory, so they are padded."""
+    rng = np.random.default_rng(K)
+    x, w = normal(rng, M, K), normal(rng, 31, K)
+    assert_same(lambda: [glu_linear(x, w, w)], terms=K, fused=["glu_linear"])
+    assert_same(lambda: [down_linear(x, w)], terms=K, fused=["down_linear"])
+
+
+def test_scales_and_biases_of_two_dtypes():
+    rng = np.random.default_rng(3)
+    x, w = normal(rng, 2, 64), quantized(normal(rng, 7, 64, scale=0.1))
+    mixed = w._replace(scales=w.scales.astype(mx.float16))
+    assert_same(lambda: [glu_linear(x, mixed, w)], terms=64, fused=["glu_linear"])
+
+
+def test_empty_and_scalar_results():
+    x, w = mx.ones((2, 64)), mx.zeros((0, 64))
+    with simulate(), record() as choices:
+        assert glu_linear(x, w, w).shape == down_linear(x, w).shape == (2, 0)
+        assert glu_mul(x[:0], x[:0]).shape == (0, 64)
+        assert {c.impl for c in choices} == {"stock"}
+        y = glu_mul(mx.array(1.0), mx.array(2.0))
+        assert choices[-1].impl == "fused"
+    assert y.shape == ()
+    assert abs(y.item() - 2 / (1 + np.exp(-1))) < 1e-6
+
+
+def test_arrays_that_start_anywhere_in_their_buffer():
+    """Vector loads ask for no more alignment than one element has."""
+    flat = mx.random.normal((132,)).astype(mx.float16)
+    gate, up = flat[1:65].reshape(1, 64), flat[67:131].reshape(1, 64)
+    assert_same(lambda: [glu_mul(gate, up)], terms=2)
+    text = metal_source.read("load.h")
+    assert "device metal::vec" not in text.split("write_floats")[0]
 
 
 def on_metal(monkeypatch, build):

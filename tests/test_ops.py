@@ -279,6 +279,8 @@ REFUSED = {
     "int x": (lambda: glu_linear(X.astype(mx.int32), W, W), r"x is .*int32 \[2, 128"),
     "transposed": (lambda: glu_linear(X, W.T, W), r"gate.*K = 128.*got \[128, 3\]"),
     "dtypes": (lambda: glu_linear(X, W, W.astype(mx.float16)), "up has the dtype of x"),
+    "no norm": (lambda: glu_linear(X, W, W, norm=nn.RMSNorm(128)), "but got RMSNorm"),
+    "numpy weight": (lambda: glu_linear(X, np.ones((3, 128)), W), "got ndarray; wrap"),
     "N": (lambda: glu_linear(X, W, W[:2]), "gate has 3 rows and up 2"),
     "variant": (lambda: glu_linear(X, W, W, variant="swish"), "but got 'swish'"),
     "bias": (lambda: glu_linear(X, W, W, gate_bias=X[0]), r"gate_bias is \[N\] = \[3"),

@@ -24,9 +24,13 @@ ARITHMETIC_FLAGS = (
     "-O2",
     "-fno-vectorize",
     "-fno-slp-vectorize",
-    "-fno-unroll-loops",
-    "-mllvm",
-    "-disable-vector-combine",
+    *("-mllvm", "-disable-vector-combine"),
+    # All calls inlined and constant loops unrolled, as a compiler for GPUs does, which
+    # has no stack to index: else a constant index would count as operations.
+    *("-mllvm", "-inline-threshold=100000"),
+    *("-mllvm", "-unroll-threshold=5000"),
+    *("-mllvm", "-unroll-runtime=0"),
+    *("-mllvm", "-unroll-allow-partial=0"),
     "-fmax-type-align=8",
     *STACK_FLAGS,
 )
