@@ -2,11 +2,12 @@
 
 from types import ModuleType
 
-from . import chat, convert, generate, variants
+from . import chat, convert, generate, variants, verify
 
 COMMANDS: dict[str, ModuleType] = {
     "convert": convert,
     "generate": generate,
     "chat": chat,
     "variants": variants,
+    "verify": verify,
 }
