@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from .jit import simulate
     from .layers import GatedMLP, glu_hidden_size
     from .loading import load, load_model
-    from .ops import QuantizedWeight, glu_linear, glu_mul
+    from .ops import (
+        Norm,
+        QuantizedWeight,
+        down_linear,
+        glu_linear,
+        glu_mul,
+        glu_mul_packed,
+    )
     from .packing import split_packed
     from .sample import Sampling
     from .variants import VARIANTS, Variant
@@ -35,7 +42,10 @@ _HOME = {
     "split_packed": "packing",
     "load": "loading",
     "load_model": "loading",
+    "Norm": "ops",
     "QuantizedWeight": "ops",
+    "down_linear": "ops",
+    "glu_mul_packed": "ops",
     "glu_linear": "ops",
     "glu_mul": "ops",
     "Sampling": "sample",
@@ -47,14 +57,17 @@ __all__ = [
     "VARIANTS",
     "GatedMLP",
     "GenerationResponse",
+    "Norm",
     "QuantizedWeight",
     "Sampling",
     "Variant",
     "convert",
+    "down_linear",
     "generate",
     "glu_hidden_size",
     "glu_linear",
     "glu_mul",
+    "glu_mul_packed",
     "load",
     "load_model",
     "simulate",

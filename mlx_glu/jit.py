@@ -43,7 +43,8 @@ def simulate(**options: object) -> Iterator[None]:
 
     The simulator compiles the same Metal text for this CPU, runs it with exact
     simdgroups and barriers, and checks each access to memory: a proof, not a fast
-    path. It needs Linux and ``pip install 'mlx-glu[sim]'``.
+    path. It needs Linux and the extra ``sim``. Other threads are not affected;
+    ``metal_sim.record`` tells what ran.
 
     Args:
         **options: fields of ``metal_sim.Options``, for instance ``mode="fast"``.

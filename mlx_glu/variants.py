@@ -223,6 +223,11 @@ def get(variant: str | Variant, **params: float) -> Variant:
                 f"{variant!r}; Hugging Face strings go through resolve()"
             )
         variant = VARIANTS[variant]
+    if not isinstance(variant, Variant):
+        raise ValueError(
+            f"[variants] a variant is a name or a Variant but got {variant!r}; "
+            f"choose from {', '.join(VARIANTS)}"
+        )
     return variant.with_params(**params) if params else variant
 
 

@@ -164,6 +164,9 @@ norm.h
   - (weight + k, w)
   + (weight, w)
 gated.h
+  sums not set:
+  - sums = {};
+  + sums;
   gate and up exchanged: asymmetric
   - Act::fwd(g, u)
   + Act::fwd(u, g)
@@ -204,6 +207,9 @@ gated.h
   - T(Act::fwd(g, u))
   + T(half(Act::fwd(g, u)))
 projection.h
+  sums not set:
+  - sums = {};
+  + sums;
   bias dropped: gate_bias
   - + at(bias, n)
   +

@@ -108,7 +108,7 @@ def test_without_a_compiler(verify, monkeypatch):
     toolchain.zig.cache_clear()
     assert (code, out) == (2, "")
     assert err.startswith("mlx-glu: error: ")
-    assert err.endswith("pip install 'mlx-glu[sim]'\n")
+    assert err.endswith("pip install ziglang==0.17.1 pyelftools\n")
     assert err.count("\n") == 1
 
 

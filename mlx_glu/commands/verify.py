@@ -16,7 +16,7 @@ DESCRIPTION = """\
 Run every Metal kernel of this package against float64 arithmetic and say how
 far off it is. On a Mac the kernels run on the GPU. Elsewhere they run in a
 simulator, which also checks each access to memory and counts the bytes moved;
-it needs Linux and pip install 'mlx-glu[sim]'.
+it needs Linux and pip install ziglang==0.17.1 pyelftools.
 
   mlx-glu verify                   about a hundred cases, a minute or two
   mlx-glu verify --cases full      each variant, dtype and format; in the
@@ -93,7 +93,8 @@ def _results(cases: "Iterable[Case]") -> "Iterator[Result]":
     failed = 0
     with tqdm(cases, unit="case", file=sys.stderr, disable=None) as bar:
         for case in bar:
-            bar.set_postfix_str(case.id[:40], refresh=False)
+            state = f"{failed} failed, {case.id[:40]}" if failed else case.id[:40]
+            bar.set_postfix_str(state, refresh=False)
             result = run(case)
             failed += bool(result.faults)
             yield result

@@ -46,6 +46,7 @@ CHECKED_FLAGS = (
     "-fsanitize=thread",
     "-fsanitize=bounds,shift,integer-divide-by-zero,alignment",
     "-fno-sanitize-recover=all",
+    "-ftrivial-auto-var-init=pattern",  # NaN, so that unset private memory shows
     "-fstrict-flex-arrays=3",  # an array that ends a struct has bounds too
     "-mllvm",
     "-tsan-instrument-func-entry-exit=0",

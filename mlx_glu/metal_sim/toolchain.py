@@ -99,11 +99,13 @@ def zig() -> str:
     """
     machine()
     try:
+        import elftools  # noqa: F401  for places in findings, too late to miss there
         import ziglang
-    except ImportError:
+    except ImportError as error:
         raise ValueError(
-            "[metal_sim] the simulator compiles with the clang of the ziglang package, "
-            "which is not installed; pip install 'mlx-glu[sim]'"
+            "[metal_sim] the simulator compiles with the clang of the ziglang package "
+            f"and needs pyelftools, but {error.name} is not installed; "
+            "pip install ziglang==0.17.1 pyelftools"
         ) from None
     return str(Path(ziglang.__file__).parent / "zig")
 
@@ -169,17 +171,25 @@ def cache_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"[metal_sim] compiled kernels are kept in {folder}, which cannot be made "
-            f"({error}); set XDG_CACHE_HOME to a folder that can be written"
-        ) from None
+        raise _no_cache(folder, error) from None
     return folder
+
+
+def _no_cache(folder: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"[metal_sim] compiled kernels are kept in {folder}, which cannot be written "
+        f"({error}); set XDG_CACHE_HOME to a folder that can"
+    )
 
 
 @contextlib.contextmanager
 def _temporary_folder(beside: Path) -> Iterator[Path]:
     # Beside the result, as os.replace cannot cross file systems.
-    with tempfile.TemporaryDirectory(prefix="build-", dir=beside.parent) as name:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="build-", dir=beside.parent)
+    except OSError as error:
+        raise _no_cache(beside.parent, error) from None
+    with folder as name:
         yield Path(name)
 
 

@@ -61,6 +61,7 @@ def where_it_runs() -> str:
     from ..metal_sim import toolchain
 
     toolchain.zig()
+    toolchain.runtime_library()  # no compiler or cache is no fault of a kernel
     return f"simulated on {platform.machine()}, not a GPU; {version}"
 
 

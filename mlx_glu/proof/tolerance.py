@@ -80,6 +80,6 @@ def _describe(bad: np.ndarray, y: np.ndarray, stock: np.ndarray, o: np.ndarray) 
     last = bad[..., -1].sum() if bad.ndim else 0
     return (
         f"{bad.sum()} of {bad.size} elements are worse than stock ({last} in the "
-        f"last column); first at {at}: got {y[at]!r}, stock {stock[at]!r}, "
-        f"oracle {o[at]!r}"
+        f"last column); first at {at}: got {float(y[at])!r}, stock "
+        f"{float(stock[at])!r}, oracle {float(o[at])!r}"
     )
