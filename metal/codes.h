@@ -2,8 +2,8 @@
 //
 // A row of MLX's formats is a little-endian stream of codes in uint words.
 //   read(words)  reads V * bits / 32 of them
-//   value(i)     is code i, times unit(i) and divided by factor()
-// unit(i) spares a shift: the other factor of a product is divided by it. i is a
+//   value(i)     is such that code i means value(i) * unit(i) * factor()
+// unit(i) spares a shift: x is multiplied by it instead, once for all rows. i is a
 // constant once loops are unrolled.
 #ifndef MLX_GLU_CODES_H
 #define MLX_GLU_CODES_H

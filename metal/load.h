@@ -17,7 +17,7 @@ float at(const device T* p, ulong i) {
   return float(p[i]);
 }
 
-// A vector V of words in one load: rows of codes start where it may.
+// A vector V of words in one load. Codes of a lane start at multiples of its size.
 template <typename V>
 V read_vector(const device uint* p) {
   return *(const device V*)p;

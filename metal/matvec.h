@@ -21,7 +21,7 @@ struct Place {
 template <int K_, int N_, int V_, int max_M_, int R_>
 struct Tile {
   enum { K = K_, N = N_, V = V_, max_M = max_M_, R = R_ };
-  enum { lanes = 32, groups = 2 }; // of a simdgroup; simdgroups together
+  enum { lanes = 32, groups = 2 }; // of a simdgroup; simdgroups of a threadgroup
   enum { whole = N_ % (R_ * groups) == 0 };
 
   // The first row of this simdgroup, and how many from there on exist.

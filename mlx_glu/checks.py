@@ -30,16 +30,6 @@ def check_dtype(op: str, name: str, a: mx.array) -> None:
         )
 
 
-def check_same(op: str, names: str, a: mx.array, b: mx.array) -> None:
-    """One shape and dtype."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        first, second = names.split(" and ")
-        raise ValueError(
-            f"[{op}] {names} have one shape and dtype but {first} is {show(a)} and "
-            f"{second} is {show(b)}; broadcast or cast one of them"
-        )
-
-
 def check_norm(op: str, norm: Norm | None, x: mx.array) -> None:
     """A weight [K] of floats, or no norm."""
     if norm is None:

@@ -9,7 +9,7 @@ a custom function too, and raises ``Not implemented for CustomKernel``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, cast
 
 import mlx.core as mx
@@ -64,15 +64,14 @@ def down_linear(
 
 
 @lru_cache(maxsize=256)
-def _product(variant: Variant, packing: tuple[Order, Layout] | None) -> Any:
+def _product(variant: Variant, packing: elementwise.Packing) -> Any:
     """``glu_mul`` of gate and up, or of one array that packs them."""
-    layout: elementwise.Packing | None = None
-    plain: Callable[..., Result] = partial(reference.glu_mul, variant=variant)
-    if packing is not None:
-        layout = elementwise.Packing(packing[1], packing[0] == "gate_first")
 
-        def plain(packed: mx.array) -> mx.array:
-            return stock.glu_mul_packed(packed, variant, *packing)
+    def plain(*arrays: mx.array) -> mx.array:
+        if packing is not None:
+            return stock.glu_mul_packed(arrays[0], variant, *packing)
+        gate, up = arrays
+        return reference.glu_mul(gate, up, variant)
 
     def plain_gradient(*arrays: mx.array) -> Result:
         *primals, cotangent = arrays
@@ -80,10 +79,10 @@ def _product(variant: Variant, packing: tuple[Order, Layout] | None) -> Any:
 
     def gradient(*arrays: mx.array) -> Result:
         *primals, cotangent = arrays
-        return elementwise.glu_mul_vjp(tuple(primals), cotangent, variant, layout)
+        return elementwise.glu_mul_vjp(tuple(primals), cotangent, variant, packing)
 
     def product(*arrays: mx.array) -> mx.array:
-        return elementwise.glu_mul(arrays, variant, layout)
+        return elementwise.glu_mul(arrays, variant, packing)
 
     return _with_rules(product, plain, _with_rules(gradient, plain_gradient))
 

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from . import user_cache
 from .checkpoint import INDEX, KEPT
 
 #: LLaMA architecture, SwiGLU, Apache-2.0, small enough for any machine.
@@ -58,11 +59,8 @@ def download(hub_id: str) -> Path:
 
 def cache_folder() -> Path:
     """Where this package keeps what it made: ``$XDG_CACHE_HOME/mlx_glu``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    if base:
-        return Path(base) / "mlx_glu"
     try:
-        return Path.home() / ".cache" / "mlx_glu"
+        return user_cache.cache_folder()
     except RuntimeError as error:
         raise ValueError(
             "[load] there is no home directory to keep the default model in; set "

@@ -7,7 +7,6 @@ one for a single row and one for 2 to ``MAX_M``.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,9 +14,9 @@ import mlx.core as mx
 
 from . import jit
 from .dispatch import MAX_M
-from .quantization import QuantizedWeight, Weight
+from .quantization import QuantizedWeight, Weight, rows
 from .reference import Norm
-from .variants import Variant
+from .variants import Variant, float_bits
 
 _LANES, _SIMDGROUPS = 32, 2
 
@@ -138,10 +137,10 @@ def choose_tile(K: int, M: int, weights: Sequence[Weight], *, normed: bool) -> T
         key=lambda size: -(-K // (size * _LANES)) * size,
     )
     if M > 1:
-        return Tile(K, _rows(weights[0]), V, MAX_M, 2)
+        return Tile(K, rows(weights[0]), V, MAX_M, 2)
     # A norm costs each simdgroup some operations for each column; more rows of the
     # weights share them. Beyond 16 columns their words would fill the registers.
-    return Tile(K, _rows(weights[0]), V, 1, 8 if normed and V <= 16 else 4)
+    return Tile(K, rows(weights[0]), V, 1, 8 if normed and V <= 16 else 4)
 
 
 class _Call:
@@ -179,7 +178,7 @@ class _Call:
     def norm(self, norm: Norm | None) -> str:
         if norm is None:
             return "NoNorm()"
-        eps = f"0x{struct.unpack('<I', struct.pack('<f', norm.eps))[0]:08x}u"
+        eps = float_bits(norm.eps)
         weight = self.array("norm", norm.weight)
         kind = _TYPES[norm.weight.dtype]
         return f"RmsNorm<{eps}, {int(norm.offset)}, {kind}>{{{weight}}}"
@@ -201,8 +200,3 @@ class _Call:
             threadgroup=threads,
         )
         return y.reshape(*self.x.shape[:-1], N)
-
-
-def _rows(weight: Weight) -> int:
-    array = weight.weight if isinstance(weight, QuantizedWeight) else weight
-    return int(array.shape[0])

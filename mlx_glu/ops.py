@@ -21,14 +21,13 @@ from .checks import (
     check_bias,
     check_dtype,
     check_norm,
-    check_same,
     check_weight,
     show,
 )
 from .dispatch import select
 from .packing import Layout, Order, check_packed
 from .quantization import QuantizedWeight, Weight
-from .reference import Norm, linear, rms_norm
+from .reference import Norm, halves
 from .variants import Variant
 
 __all__ = [
@@ -66,7 +65,11 @@ def glu_mul(
     """
     check_dtype("glu_mul", "gate", gate)
     check_dtype("glu_mul", "up", up)
-    check_same("glu_mul", "gate and up", gate, up)
+    if gate.shape != up.shape or gate.dtype != up.dtype:
+        raise ValueError(
+            f"[glu_mul] gate and up have one shape and dtype but gate is {show(gate)} "
+            f"and up is {show(up)}; broadcast or cast one of them"
+        )
     variant = variants.get(variant)
     if gate.ndim == 0:
         return glu_mul(gate[None], up[None], variant)[0]
@@ -160,9 +163,7 @@ def glu_linear(
     impl = _choose("glu_linear", (*x.shape[:-1], rows[0]), given, variant)
     if impl is stock:
         # Any number of rows comes here; their product may still be a kernel.
-        x = x if norm is None else rms_norm(x, norm)
-        halves = linear(x, gate, gate_bias), linear(x, up, up_bias)
-        return glu_mul(*halves, variant)
+        return glu_mul(*halves(*given), variant)
     y: mx.array = impl.glu_linear(x, gate, up, variant, gate_bias, up_bias, norm)
     return y
 

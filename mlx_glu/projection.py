@@ -14,7 +14,14 @@ from functools import cache
 import mlx.core as mx
 
 from . import blas
-from .quantization import Quantization, QuantizedWeight, Weight, dequantize
+from .quantization import (
+    Quantization,
+    QuantizedWeight,
+    Weight,
+    dequantize,
+    rows,
+    take_rows,
+)
 
 Product = Callable[[mx.array, Weight, mx.array | None], mx.array]
 
@@ -73,7 +80,7 @@ def _on_cpu(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
         if blas.is_fast():
             return _product(x, _unpack(weight), bias)
         run = _transposed
-    if M * K * _rows(weight) < SPLIT_FROM:
+    if M * K * rows(weight) < SPLIT_FROM:
         return run(x, weight, bias)
     return _split(run, x, weight, bias)
 
@@ -87,13 +94,13 @@ def _split(
     run: Product, x: mx.array, weight: Weight, bias: mx.array | None
 ) -> mx.array:
     """Give each core some of the weight's rows."""
-    streams, N = cpu_streams(), _rows(weight)
+    streams, N = cpu_streams(), rows(weight)
     cuts = [N * i // len(streams) for i in range(len(streams) + 1)]
     parts = []
     for stream, start, end in zip(streams, cuts, cuts[1:], strict=False):
         with mx.stream(stream):
             own = None if bias is None else bias[start:end]
-            parts.append(run(x, _take_rows(weight, start, end), own))
+            parts.append(run(x, take_rows(weight, start, end), own))
     return mx.concatenate(parts, axis=-1)
 
 
@@ -103,17 +110,6 @@ def _unpack(weight: Weight) -> mx.array:
     return weight
 
 
-def _take_rows(weight: Weight, start: int, end: int) -> Weight:
-    if not isinstance(weight, QuantizedWeight):
-        return weight[start:end]
-    biases = weight.biases
-    return weight._replace(
-        weight=weight.weight[start:end],
-        scales=weight.scales[start:end],
-        biases=None if biases is None else biases[start:end],
-    )
-
-
 def _float32_scales(weight: QuantizedWeight) -> QuantizedWeight:
     if weight.biases is None:
         return weight
@@ -121,11 +117,6 @@ def _float32_scales(weight: QuantizedWeight) -> QuantizedWeight:
         scales=weight.scales.astype(mx.float32),
         biases=weight.biases.astype(mx.float32),
     )
-
-
-def _rows(weight: Weight) -> int:
-    array = weight.weight if isinstance(weight, QuantizedWeight) else weight
-    return array.shape[0]
 
 
 @cache

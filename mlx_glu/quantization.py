@@ -66,6 +66,24 @@ class QuantizedWeight(NamedTuple):
 Weight = mx.array | QuantizedWeight
 
 
+def rows(weight: Weight) -> int:
+    """N of a weight [N, K]."""
+    array = weight.weight if isinstance(weight, QuantizedWeight) else weight
+    return int(array.shape[0])
+
+
+def take_rows(weight: Weight, start: int, end: int) -> Weight:
+    """Rows ``start`` to ``end`` of a weight [N, K], as a weight."""
+    if not isinstance(weight, QuantizedWeight):
+        return weight[start:end]
+    biases = weight.biases
+    return weight._replace(
+        weight=weight.weight[start:end],
+        scales=weight.scales[start:end],
+        biases=None if biases is None else biases[start:end],
+    )
+
+
 #: Dtypes of weights that are not packed, and of affine scales.
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 

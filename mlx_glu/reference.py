@@ -105,8 +105,20 @@ def glu_linear(
     The norm and both projections are rounded to the dtype of ``x``; shapes and
     dtypes as in ``ops.glu_linear``, which checks them.
     """
+    return glu_mul(*halves(x, gate, up, gate_bias, up_bias, norm), variant)
+
+
+def halves(
+    x: mx.array,
+    gate: Weight,
+    up: Weight,
+    gate_bias: mx.array | None = None,
+    up_bias: mx.array | None = None,
+    norm: Norm | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Compute what :func:`glu_linear` multiplies: both projections, [..., N] each."""
     x = x if norm is None else rms_norm(x, norm)
-    return glu_mul(linear(x, gate, gate_bias), linear(x, up, up_bias), variant)
+    return linear(x, gate, gate_bias), linear(x, up, up_bias)
 
 
 def down_linear(

@@ -11,7 +11,7 @@ import mlx.core as mx
 from . import reference
 from .packing import Layout, Order, split_packed
 from .quantization import Weight
-from .reference import Norm, down_linear, linear, rms_norm
+from .reference import Norm, down_linear, halves
 from .variants import Variant
 
 __all__ = ["down_linear", "glu_linear", "glu_mul", "glu_mul_packed"]
@@ -40,8 +40,7 @@ def glu_linear(
     norm: Norm | None = None,
 ) -> mx.array:
     """As ``reference.glu_linear``; its gradient holds gate and up alone."""
-    x = x if norm is None else rms_norm(x, norm)
-    return glu_mul(linear(x, gate, gate_bias), linear(x, up, up_bias), variant)
+    return glu_mul(*halves(x, gate, up, gate_bias, up_bias, norm), variant)
 
 
 @lru_cache(maxsize=256)

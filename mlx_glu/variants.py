@@ -82,7 +82,7 @@ class Variant:
                 f"[variants] a Metal functor is pointwise but {self.name} is not; "
                 "use the stock operations of reference.py"
             )
-        bits = ", ".join(_float_bits(value) for _, value in self.params)
+        bits = ", ".join(float_bits(value) for _, value in self.params)
         return f"mlx_glu::{self.functor}" + (f"<{bits}>" if bits else "")
 
 
@@ -99,7 +99,8 @@ def _check_param(name: str, key: str, value: float) -> None:
         )
 
 
-def _float_bits(value: float) -> str:
+def float_bits(value: float) -> str:
+    """The bits of a float32 as MSL text: a template argument that is exact."""
     return f"0x{struct.unpack('<I', struct.pack('<f', value))[0]:08x}u"
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from mlx_glu import metal_sim, ops, simulate  # before MLX: it brings the BLAS
 from mlx_glu.metal_sim.arithmetic import tally
-from mlx_glu.quantization import QuantizedWeight
+from mlx_glu.proof.oracle import linear64, oracle_mul, rms_norm64
+from mlx_glu.proof.tolerance import f64
+from mlx_glu.quantization import QuantizedWeight, take_rows
+from mlx_glu.variants import get
 
 import mlx.core as mx  # isort: skip
 import numpy as np
@@ -76,16 +79,13 @@ class Layer:
 
     def oracle(self) -> dict[str, np.ndarray]:
         """h and the result in float64."""
-        x = _f64(self.x)
-        a = _normed(x, self.norm)
-        g, u = _product(a, self.gate), _product(a, self.up)
-        if self.shape.gemma:
-            phi = 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)))
-        else:
-            phi = 1 / (1 + np.exp(-g))
-        h = g * phi * u
+        x = f64(self.x)
+        a = rms_norm64(x, self.norm)
+        h = oracle_mul(
+            _product(a, self.gate), _product(a, self.up), get(self.shape.variant)
+        )
         y = _product(h, self.down)
-        return {"h": h, "y": x + (_normed(y, self.post) if self.shape.gemma else y)}
+        return {"h": h, "y": x + (rms_norm64(y, self.post) if self.shape.gemma else y)}
 
     def _normal(self, shape: tuple[int, ...], scale=1.0, mean=0.0) -> mx.array:
         return mx.array(self._rng.normal(mean, scale, shape)).astype(self.dtype)
@@ -167,21 +167,10 @@ def _parts(parameter: str, name: str = "") -> dict[str, str]:
     return {parameter + short: f"{name or parameter} {part}" for short, part in parts}
 
 
-def _f64(a: mx.array) -> np.ndarray:
-    return np.array(a.astype(mx.float32)).astype(np.float64)
-
-
-def _normed(x: np.ndarray, norm: ops.Norm) -> np.ndarray:
-    return x * (_f64(norm.weight) + norm.offset) / np.sqrt((x * x).mean() + norm.eps)
-
-
 def _product(x: np.ndarray, w: QuantizedWeight) -> np.ndarray:
-    scales, biases = (a.astype(mx.float32) for a in (w.scales, w.biases))
     parts = []
     for n in range(0, len(w.weight), 1024):  # in parts, as float64 is large
-        rows = (a[n : n + 1024] for a in (w.weight, scales, biases))
-        dense = mx.dequantize(*rows, group_size=w.group_size, bits=w.bits)
-        parts.append(x @ _f64(dense).T)
+        parts.append(linear64(x, take_rows(w, n, n + 1024)))
     return np.concatenate(parts, axis=-1)
 
 
@@ -292,4 +281,4 @@ class Comparison:
 
 
 def _error(y: mx.array, exact: np.ndarray) -> float:
-    return float(np.sqrt(((_f64(y) - exact) ** 2).mean() / (exact**2).mean()))
+    return float(np.sqrt(((f64(y) - exact) ** 2).mean() / (exact**2).mean()))

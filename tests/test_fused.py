@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import assert_no_worse, f64
+from random_arrays import normal, quantized
 from sim_programs import needs_simulator
 from tiny_checkpoint import FAMILIES, config_of, token_ids, write_checkpoint
 
@@ -19,22 +20,12 @@ from mlx_glu import (
 )
 from mlx_glu.dispatch import record
 from mlx_glu.layers import RMSNorm
-from mlx_glu.ops import Norm, QuantizedWeight, down_linear, glu_linear, glu_mul
+from mlx_glu.ops import Norm, down_linear, glu_linear, glu_mul
 from mlx_glu.quantization import MODES
 from mlx_glu.variants import VARIANTS
 
 pytestmark = needs_simulator
 POINTWISE = [v for v in VARIANTS.values() if v.pointwise]
-
-
-def normal(rng, *shape, scale=1.0, dtype=mx.float32):
-    return mx.array((rng.normal(size=shape) * scale).astype(np.float32)).astype(dtype)
-
-
-def quantized(w, bits=4, group_size=32, mode="affine"):
-    weight, scales, *biases = mx.quantize(w, group_size, bits, mode=mode)
-    biases = biases[0] if biases else None
-    return QuantizedWeight(weight, scales, biases, group_size, bits, mode)
 
 
 def both(run):
@@ -98,7 +89,7 @@ def test_packed_scales_and_x_have_gradients():
     """As in stock: of an affine weight all but the codes, of the others x alone."""
     rng = np.random.default_rng(2)
     x, d, r = normal(rng, 2, 64), normal(rng, 2, 7), normal(rng, 2, 7)
-    affine = quantized(normal(rng, 7, 64, scale=0.1))
+    affine = quantized(normal(rng, 7, 64, scale=0.1), group_size=32)
     mxfp4 = quantized(normal(rng, 7, 64, scale=0.1), 4, 32, "mxfp4")
 
     def loss(x, scales, biases, r):
@@ -208,7 +199,7 @@ def test_less_than_eight_elements_of_x(K, M):
 
 def test_scales_and_biases_of_two_dtypes():
     rng = np.random.default_rng(3)
-    x, w = normal(rng, 2, 64), quantized(normal(rng, 7, 64, scale=0.1))
+    x, w = normal(rng, 2, 64), quantized(normal(rng, 7, 64, scale=0.1), group_size=32)
     mixed = w._replace(scales=w.scales.astype(mx.float16))
     assert_same(lambda: [glu_linear(x, mixed, w)], terms=64, fused=["glu_linear"])
 

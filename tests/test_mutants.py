@@ -19,7 +19,7 @@ import pytest
 from mutants import MUTANTS, Mutant, applied
 from sim_programs import needs_simulator
 
-from mlx_glu import metal_source, simulate
+from mlx_glu import metal_sim, metal_source, simulate
 from mlx_glu.ops import QuantizedWeight, down_linear
 from mlx_glu.proof import plans
 from mlx_glu.proof import run as proof_run
@@ -182,7 +182,7 @@ def judge(mutant: Mutant) -> Verdict:
     cases = candidates(mutant)
     assert cases, f"no case has {', '.join(mutant.needs)}"
     # Lint is about the language; it takes half of the time.
-    with applied(mutant), mock.patch.object(proof_run, "_lint", return_value=()):
+    with applied(mutant), mock.patch.object(metal_sim.Run, "lint", return_value=()):
         for case in cases:
             faults = proof_run.run(case).faults
             if faults:

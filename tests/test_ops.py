@@ -5,10 +5,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import assert_no_worse, derivative64, f64, oracle_mul
+from random_arrays import normal, quantized
 
 from mlx_glu import ops, reference
 from mlx_glu.dispatch import use_impl
 from mlx_glu.ops import QuantizedWeight, glu_linear, glu_mul
+from mlx_glu.proof.oracle import dense64, linear64
 from mlx_glu.quantization import MODES
 from mlx_glu.variants import VARIANTS, get
 
@@ -20,32 +22,6 @@ FORMATS = [
 ]
 POINTWISE = [v for v in VARIANTS.values() if v.pointwise]
 by_name = lambda v: v.name
-
-
-def normal(rng, *shape, scale=1.0, dtype=mx.float32):
-    return mx.array((rng.normal(size=shape) * scale).astype(np.float32)).astype(dtype)
-
-
-def quantized(w, bits=4, group_size=64, mode="affine"):
-    weight, scales, *biases = mx.quantize(w, group_size, bits, mode=mode)
-    biases = biases[0] if biases else None
-    return QuantizedWeight(weight, scales, biases, group_size, bits, mode)
-
-
-def dense64(weight):
-    """Values of a weight in float64; dequantized from float32 scales."""
-    if not isinstance(weight, QuantizedWeight):
-        return f64(weight)
-    wide = lambda a: a if a is None or a.dtype == mx.uint8 else a.astype(mx.float32)
-    arrays = weight.weight, wide(weight.scales), wide(weight.biases)
-    # A format without float scales has no dtype of its own to dequantize to.
-    kwargs = {} if weight.biases is not None else {"dtype": mx.float32}
-    return f64(mx.dequantize(*arrays, *weight[3:], **kwargs))
-
-
-def linear64(x, weight, bias=None):
-    y = f64(x) @ dense64(weight).T
-    return y if bias is None else y + f64(bias)
 
 
 def eager_linear(x, weight, bias=None):
@@ -62,7 +38,7 @@ def eager_linear(x, weight, bias=None):
 def check_linear(x, gate, up, variant, biases=(None, None)):
     y = glu_linear(x, gate, up, variant=variant, gate_bias=biases[0], up_bias=biases[1])
     assert y.dtype == x.dtype
-    g64, u64 = (linear64(x, w, b) for w, b in zip((gate, up), biases, strict=True))
+    g64, u64 = (linear64(f64(x), w, b) for w, b in zip((gate, up), biases, strict=True))
     g, u = (eager_linear(x, w, b) for w, b in zip((gate, up), biases, strict=True))
     params = dict(variant.params)
     stock = reference.PHI[variant.phi][0](g, params)
@@ -118,7 +94,7 @@ def test_half_projections_round_once(fmt, dtype):
         y = reference.linear(x, weight, b)
         assert y.dtype == dtype
         assert_no_worse(
-            y, eager_linear(x, weight, b), linear64(x, weight, b), terms=256
+            y, eager_linear(x, weight, b), linear64(f64(x), weight, b), terms=256
         )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .launch import MAX_THREADS
 from .signature import type_name
 
 _TAG = "[metal_kernel]"
-MAX_THREADS = 1024
 
 Value = mx.array | bool | int | float
 Size = tuple[int, int, int]

@@ -35,6 +35,10 @@ class Run:
     program: Program
     report: Report
 
+    def lint(self) -> tuple[str, ...]:
+        """As :meth:`MetalKernel.lint`, of the text that was run."""
+        return _lint(self.name, self.text)
+
 
 _recorders: ContextVar[tuple[list[Run], ...]] = ContextVar("recorders", default=())
 
@@ -68,6 +72,12 @@ def _program(source: str, kernel: str, mode: str, contract: str) -> Program:
         mode=mode,
         contract=contract,
     )
+
+
+@lru_cache(4096)
+def _lint(name: str, text: str) -> tuple[str, ...]:
+    source = _PREAMBLE.format(name) + text
+    return tuple(lint(source, includes=(_include(),), defines=_DEFINES))
 
 
 class MetalKernel:
@@ -154,9 +164,8 @@ class MetalKernel:
             Complaints with file and line; empty if there are none.
         """
         arrays = self._arrays(inputs)
-        kernel, text = self._text(arrays, output_dtypes, template)
-        source = _PREAMBLE.format(self._signature.name) + text
-        return lint(source, kernel, includes=(_include(),), defines=_DEFINES)
+        _, text = self._text(arrays, output_dtypes, template)
+        return list(_lint(self._signature.name, text))
 
     def _arrays(self, inputs: Sequence[arguments.Value]) -> list[mx.array]:
         arguments.expect("inputs", inputs, self._signature.input_names)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+MODES = ("fast", "checked", "arithmetic")
 CHOICES: dict[str, tuple[object, ...]] = {
-    "mode": ("fast", "checked", "arithmetic"),
+    "mode": MODES,
     "strict": (0, 1, 2),
     "lane_order": ("forward", "reverse", "permuted"),
     "reduce_order": ("tree", "sequential", "reversed"),

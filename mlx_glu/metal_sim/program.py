@@ -14,9 +14,7 @@ from pathlib import Path
 from . import toolchain
 from .arithmetic import ARITHMETIC_FLAGS, Tally, instrument
 from .desugar import Desugared, Kernel, Param, desugar
-from .options import CHECKED_FLAGS, STACK_FLAGS
-
-MODES = ("fast", "checked", "arithmetic")
+from .options import CHECKED_FLAGS, MODES, STACK_FLAGS
 
 # Two names for one value, and the one value that is always zero.
 _ALIASES = {

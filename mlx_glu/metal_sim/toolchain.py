@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from .. import user_cache
+
 PACKAGE = Path(__file__).parent
 INCLUDE = PACKAGE / "include"
 
@@ -165,9 +167,13 @@ def cache_folder() -> Path:
     Raises:
         ValueError: it cannot be made.
     """
-    home = os.environ.get("XDG_CACHE_HOME")
-    root = Path(home) if home else Path.home() / ".cache"
-    folder = root / "mlx_glu" / "metal_sim"
+    try:
+        folder = user_cache.cache_folder() / "metal_sim"
+    except RuntimeError:
+        raise ValueError(
+            "[metal_sim] there is no home directory to keep compiled kernels in; set "
+            "XDG_CACHE_HOME to a folder that can be written"
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

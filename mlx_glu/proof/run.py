@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -84,7 +82,7 @@ def run(case: Case) -> Result:
         else:
             results, runs = _simulated(case, given, faults)
             traffic = _check_traffic(case, given, runs, faults)
-            faults += [f"lint: {line}" for r in runs for line in _lint(r.text)]
+            faults += [f"lint: {line}" for r in runs for line in r.lint()]
         ratio, where = _compare(given, results, faults)
     except Exception as error:
         # Findings of the checker, what the compiler says, or a bug of ours.
@@ -172,15 +170,3 @@ def _check_traffic(
         if have != size:
             faults.append(f"traffic: {name} has {size} bytes, and {have} were moved")
     return sum(moved.values()) / sum(given.once.values())
-
-
-@lru_cache(4096)
-def _lint(text: str) -> tuple[str, ...]:
-    import mlx
-
-    from ..metal_sim import lint
-
-    # As MLX compiles it; mlx is a namespace package, which has a path but no file.
-    folder = str(Path(next(iter(mlx.__path__))) / "include")
-    source = f'#include "mlx/backend/metal/kernels/utils.h"\n{text}'
-    return tuple(lint(source, includes=(folder,), defines=("MLX_METAL_JIT",)))
