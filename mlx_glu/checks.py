@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .quantization import MODES, QuantizedWeight, Weight
+from .quantization import MODES, QuantizedWeight, Weight, dtype_name
 from .reference import Norm
 
 DTYPES = (mx.float16, mx.bfloat16, mx.float32)
@@ -12,8 +12,7 @@ DTYPES = (mx.float16, mx.bfloat16, mx.float32)
 
 def show(a: mx.array, shape: tuple[int, ...] | None = None) -> str:
     """Dtype and shape, its own or another, in words."""
-    name = str(a.dtype).removeprefix("mlx.core.")
-    return f"{name} {list(a.shape if shape is None else shape)}"
+    return f"{dtype_name(a.dtype)} {list(a.shape if shape is None else shape)}"
 
 
 def check_dtype(op: str, name: str, a: mx.array) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import mlx.core as mx
 
@@ -30,20 +31,18 @@ def glu_mul(
     Returns:
         [..., N] array of the dtype of ``arrays``. Kernel: ``metal/glu_mul.metal``.
     """
-    names = ("gate", "up") if packing is None else ("packed",)
     *rows, N = arrays[0].shape
-    shape = (*rows, N if packing is None else N // 2)
-    V = _vector(shape[-1])
-    body = f"mlx_glu::glu_mul<{variant.msl}>({_pairs(V, shape[-1], packing, '')}, h, "
-    (h,) = jit.run(
-        "glu_mul.metal",
-        body + "thread_position_in_grid.x);",
-        dict(zip(names, arrays, strict=True)),
-        {"h": (shape, arrays[0].dtype)},
-        threads=math.prod(shape) // V,
+    if packing is not None:
+        N //= 2
+    h, threads = (*rows, N), math.prod(rows) * N // _vector(N)
+    (y,) = jit.run(
+        _product(variant, N, packing),
+        arrays,
+        [(h, arrays[0].dtype)],
+        threads=threads,
         threadgroup=_THREADGROUP,
     )
-    return h
+    return y
 
 
 def glu_mul_vjp(
@@ -64,20 +63,39 @@ def glu_mul_vjp(
         One gradient for each array, of its shape. Kernel:
         ``metal/glu_mul_vjp.metal``.
     """
-    names = ("gate", "up") if packing is None else ("packed",)
     N = cotangent.shape[-1]
-    V = _vector(N)
-    read, write = (_pairs(V, N, packing, prefix) for prefix in ("", "d_"))
-    body = f"mlx_glu::glu_mul_vjp<{variant.msl}>({read}, d, {write}, "
     gradients = jit.run(
-        "glu_mul_vjp.metal",
-        body + "thread_position_in_grid.x);",
-        {**dict(zip(names, arrays, strict=True)), "d": cotangent},
-        {f"d_{n}": (a.shape, a.dtype) for n, a in zip(names, arrays, strict=True)},
-        threads=cotangent.size // V,
+        _gradient(variant, N, packing),
+        (*arrays, cotangent),
+        [(a.shape, a.dtype) for a in arrays],
+        threads=cotangent.size // _vector(N),
         threadgroup=_THREADGROUP,
     )
     return tuple(gradients)
+
+
+@lru_cache(maxsize=256)
+def _product(variant: Variant, N: int, packing: Packing) -> jit.Source:
+    pairs = _pairs(_vector(N), N, packing, "")
+    body = f"mlx_glu::glu_mul<{variant.msl}>({pairs}, h, thread_position_in_grid.x);"
+    return jit.Source("glu_mul.metal", body, _names(packing), ("h",))
+
+
+@lru_cache(maxsize=256)
+def _gradient(variant: Variant, N: int, packing: Packing) -> jit.Source:
+    read, write = (_pairs(_vector(N), N, packing, prefix) for prefix in ("", "d_"))
+    body = f"mlx_glu::glu_mul_vjp<{variant.msl}>({read}, d, {write}, "
+    names = _names(packing)
+    return jit.Source(
+        "glu_mul_vjp.metal",
+        body + "thread_position_in_grid.x);",
+        (*names, "d"),
+        tuple(f"d_{name}" for name in names),
+    )
+
+
+def _names(packing: Packing) -> tuple[str, ...]:
+    return ("gate", "up") if packing is None else ("packed",)
 
 
 def _pairs(V: int, N: int, packing: Packing, prefix: str) -> str:

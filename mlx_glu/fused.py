@@ -8,7 +8,7 @@ a custom function too, and raises ``Not implemented for CustomKernel``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, cast
 
@@ -16,14 +16,18 @@ import mlx.core as mx
 
 from . import elementwise, kernels, reference, stock
 from .packing import Layout, Order
-from .quantization import QuantizedWeight, Weight
-from .reference import Norm
 from .variants import Variant
+
+_ARRAY = mx.array
 
 Result = mx.array | tuple[mx.array, ...]
 
-#: What an argument is beside its arrays: a class and its settings, hashable.
-Form = tuple[type, tuple[Any, ...]]
+#: What arguments are beside the values of their arrays: classes, dtypes, shapes and
+#: settings, hashable.
+Forms = tuple[Any, ...]
+
+#: An operation on x and on other arrays in a row.
+Run = Callable[..., mx.array]
 
 
 def glu_mul(gate: mx.array, up: mx.array, variant: Variant) -> mx.array:
@@ -38,29 +42,89 @@ def glu_mul_packed(
     return cast(mx.array, _product(variant, (order, layout))(packed))
 
 
-def glu_linear(
-    x: mx.array,
-    gate: Weight,
-    up: Weight,
-    variant: Variant,
-    gate_bias: mx.array | None = None,
-    up_bias: mx.array | None = None,
-    norm: Norm | None = None,
-) -> mx.array:
-    """As ``reference.glu_linear``, in one dispatch, rounded once."""
-    arrays, forms = _flatten((x, gate, up, gate_bias, up_bias, norm))
-    return cast(mx.array, _gated(variant, forms)(*arrays))
+def glu_linear(variant: Variant, forms: Forms) -> Run:
+    """As ``reference.glu_linear``, in one dispatch, rounded once.
+
+    Args:
+        variant: a pointwise one.
+        forms: of norm, gate, up, gate_bias and up_bias, as :func:`flatten` says.
+
+    Returns:
+        A function of x [..., K] and of the arrays of such arguments.
+    """
+
+    def arguments(x: mx.array, *arrays: mx.array) -> Any:
+        norm, gate, up, gate_bias, up_bias = restore(arrays, forms)
+        return x, gate, up, variant, gate_bias, up_bias, norm
+
+    run = kernels.by_rows(lambda *arrays: kernels.glu_linear(*arguments(*arrays)))
+    plain = lambda *arrays: stock.glu_linear(*arguments(*arrays))
+    return cast(Run, _with_rules(run, plain))
 
 
-def down_linear(
-    x: mx.array,
-    weight: Weight,
-    bias: mx.array | None = None,
-    residual: mx.array | None = None,
-) -> mx.array:
-    """As ``reference.down_linear``, in one dispatch, rounded once."""
-    arrays, forms = _flatten((x, weight, bias, residual))
-    return cast(mx.array, _down(forms)(*arrays))
+def down_linear(forms: Forms) -> Run:
+    """As ``reference.down_linear``, in one dispatch, rounded once.
+
+    Args:
+        forms: of weight and bias, as :func:`flatten` says.
+
+    Returns:
+        A function of x [..., K], of the arrays of such arguments, and of a residual:
+        either each call has one or none has.
+    """
+
+    def arguments(x: mx.array, *arrays: mx.array) -> Any:
+        left = iter(arrays)
+        return x, *restore(left, forms), next(left, None)
+
+    run = kernels.by_rows(lambda *arrays: kernels.down_linear(*arguments(*arrays)))
+    plain = lambda *arrays: stock.down_linear(*arguments(*arrays))
+    return cast(Run, _with_rules(run, plain))
+
+
+def flatten(given: Iterable[Any]) -> tuple[list[mx.array], Forms]:
+    """The arrays of some arguments in a row, and the forms of the arguments.
+
+    An argument is an array, or a tuple of arrays and settings, such as a weight; of
+    anything else its class is all that is told. Each call of a layer pays for this.
+    """
+    arrays: list[mx.array] = []
+    forms: list[Any] = []
+    for value in given:
+        kind = type(value)
+        forms.append(kind)
+        if kind is _ARRAY:
+            arrays.append(value)
+            forms += (value.dtype, value.shape)
+        elif isinstance(value, tuple):
+            for part in value:
+                if type(part) is _ARRAY:
+                    arrays.append(part)
+                    forms += (part.dtype, part.shape)
+                else:
+                    forms.append(part)
+    return arrays, tuple(forms)
+
+
+def restore(arrays: Iterable[mx.array], forms: Forms) -> list[Any]:
+    """Undo :func:`flatten` of arrays, weights, norms and None."""
+    left, parts = iter(arrays), iter(forms)
+
+    def field() -> Any:
+        part = next(parts)
+        if isinstance(part, mx.Dtype):
+            next(parts)  # the shape
+            return next(left)
+        return part
+
+    values: list[Any] = []
+    for kind in parts:
+        if kind is type(None):
+            values.append(None)
+        else:
+            fields = [field() for _ in getattr(kind, "_fields", ("array",))]
+            values.append(fields[0] if kind is _ARRAY else kind(*fields))
+    return values
 
 
 @lru_cache(maxsize=256)
@@ -85,26 +149,6 @@ def _product(variant: Variant, packing: elementwise.Packing) -> Any:
         return elementwise.glu_mul(arrays, variant, packing)
 
     return _with_rules(product, plain, _with_rules(gradient, plain_gradient))
-
-
-@lru_cache(maxsize=256)
-def _gated(variant: Variant, forms: tuple[Form, ...]) -> Any:
-    def call(run: Callable[..., mx.array], arrays: Sequence[mx.array]) -> mx.array:
-        x, gate, up, *rest = _restore(arrays, forms)
-        return run(x, gate, up, variant, *rest)
-
-    return _with_rules(
-        lambda *arrays: call(kernels.glu_linear, arrays),
-        lambda *arrays: call(stock.glu_linear, arrays),
-    )
-
-
-@lru_cache(maxsize=256)
-def _down(forms: tuple[Form, ...]) -> Any:
-    return _with_rules(
-        lambda *arrays: kernels.down_linear(*_restore(arrays, forms)),
-        lambda *arrays: stock.down_linear(*_restore(arrays, forms)),
-    )
 
 
 def _with_rules(
@@ -149,26 +193,3 @@ def _row(arrays: Any) -> list[mx.array]:
 
 def _is_float(a: mx.array) -> bool:
     return bool(mx.issubdtype(a.dtype, mx.floating))
-
-
-def _flatten(given: Sequence[Any]) -> tuple[list[mx.array], tuple[Form, ...]]:
-    """Arrays in a row, and what :func:`_restore` needs to put them back."""
-    arrays: list[mx.array] = []
-    forms: list[Form] = []
-    for value in given:
-        fields = value if isinstance(value, (QuantizedWeight, Norm)) else (value,)
-        own = [field for field in fields if isinstance(field, mx.array)]
-        arrays += own
-        rest = tuple(None if isinstance(f, mx.array) else (f,) for f in fields)
-        forms.append((type(value), rest))
-    return arrays, tuple(forms)
-
-
-def _restore(arrays: Sequence[mx.array], forms: tuple[Form, ...]) -> list[Any]:
-    """Undo :func:`_flatten`: None in a form stands for the next array."""
-    left = iter(arrays)
-    values = []
-    for kind, rest in forms:
-        fields = [next(left) if part is None else part[0] for part in rest]
-        values.append(fields[0] if len(fields) == 1 else kind(*fields))
-    return values

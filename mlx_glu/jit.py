@@ -6,15 +6,19 @@ Kernels run on the GPU, or in the simulator where :func:`simulate` asks for it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from . import metal_source
+from .tracing import is_shapeless
+
+#: MLX binds arrays of fewer elements as constant memory, another pointer type.
+TINY = 8
 
 Kernel = Callable[..., list[mx.array]]
 
@@ -25,16 +29,19 @@ def backend(inputs: object = None) -> str | None:
     """What runs Metal kernels here.
 
     Args:
-        inputs: of the kernel: an array, or tuples of arrays and of what is none.
+        inputs: of the kernel: an array; or a tree of arrays, such as a module.
 
     Returns:
         "metal"; "simulator"; "tracer" for the simulator without the value of an
-        input, inside ``mx.compile`` or ``mx.vmap``; None where nothing does.
+        input, inside ``mx.compile`` or ``mx.vmap``; "shapeless" inside
+        ``mx.compile(shapeless=True)``; None where nothing does.
     """
     if _simulating.get():
         return "simulator" if _has_values(inputs) else "tracer"
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    return "metal" if on_gpu and mx.metal.is_available() else None
+    if not (on_gpu and mx.metal.is_available()):
+        return None
+    return "shapeless" if is_shapeless() else "metal"
 
 
 @contextmanager
@@ -63,33 +70,47 @@ def simulate(**options: object) -> Iterator[None]:
             _simulating.reset(token)
 
 
+class Source(NamedTuple):
+    """One line of Metal that calls a function of ``metal/<file>``.
+
+    Attributes:
+        file: name of a file in ``metal/``.
+        body: the call; it names inputs, outputs and Metal attributes.
+        inputs: names of the arrays that are read.
+        outputs: names of the arrays that are written.
+    """
+
+    file: str
+    body: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 def run(
-    file: str,
-    body: str,
-    inputs: Mapping[str, mx.array],
-    outputs: Mapping[str, tuple[Sequence[int], mx.Dtype]],
+    source: Source,
+    inputs: Sequence[mx.array],
+    outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
     *,
     threads: int,
     threadgroup: int,
 ) -> list[mx.array]:
-    """Run one line of Metal that calls a function of ``metal/<file>``.
+    """Run a line of Metal.
 
     Args:
-        file: name of a file in ``metal/``.
-        body: the call; it names inputs, outputs and Metal attributes.
-        inputs: arrays by name; copied by MLX if they are not row-contiguous.
-        outputs: shape and dtype by name.
+        source: the line.
+        inputs: its arrays; copied by MLX if they are not row-contiguous.
+        outputs: shape and dtype of each result.
         threads: of the whole grid, one-dimensional.
         threadgroup: threads of a threadgroup.
 
     Returns:
         An array for each output.
     """
-    kernel = _build(file, body, tuple(inputs), tuple(outputs), backend())
+    kernel = _build(*source, _simulating.get())
     return kernel(
-        inputs=[_in_device_memory(a) for a in inputs.values()],
-        output_shapes=[tuple(shape) for shape, _ in outputs.values()],
-        output_dtypes=[dtype for _, dtype in outputs.values()],
+        inputs=[a if a.size >= TINY else _padded(a) for a in inputs],
+        output_shapes=[shape for shape, _ in outputs],
+        output_dtypes=[dtype for _, dtype in outputs],
         grid=(threads, 1, 1),
         threadgroup=(threadgroup, 1, 1),
     )
@@ -101,13 +122,13 @@ def _build(
     body: str,
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
-    where: str | None,
+    simulated: bool,
 ) -> Kernel:
     header = metal_source.trim(file, body)
     # Older MLX kept libraries by name alone, so the name tells contents apart.
     content = hashlib.sha256((header + body).encode()).hexdigest()[:12]
     build: Any = mx.fast.metal_kernel
-    if where == "simulator":
+    if simulated:
         from . import metal_sim
 
         build = metal_sim.metal_kernel
@@ -127,7 +148,9 @@ def built() -> int:
 
 
 def _has_values(inputs: object) -> bool:
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, dict):
+        inputs = tuple(inputs.values())
+    if isinstance(inputs, list | tuple):
         return all(map(_has_values, inputs))
     try:
         if isinstance(inputs, mx.array):
@@ -139,8 +162,5 @@ def _has_values(inputs: object) -> bool:
     return True
 
 
-def _in_device_memory(a: mx.array) -> mx.array:
-    """MLX binds fewer than 8 elements as constant memory, another pointer type."""
-    if a.size >= 8:
-        return a
-    return mx.concatenate([a.reshape(-1), mx.zeros(8, a.dtype)])
+def _padded(a: mx.array) -> mx.array:
+    return mx.concatenate([a.reshape(-1), mx.zeros(TINY, a.dtype)])

@@ -7,7 +7,7 @@ one for a single row and one for 2 to ``MAX_M``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -19,6 +19,7 @@ from .reference import Norm
 from .variants import Variant, float_bits
 
 _LANES, _SIMDGROUPS = 32, 2
+_THREADS = _LANES * _SIMDGROUPS  # of a threadgroup
 
 # By mode and bits: the format of metal/quant.h, its codes in metal/codes.h, and the
 # fewest neighbouring values that fill the words of one load.
@@ -47,6 +48,60 @@ _PLACE = (
 _NONE = "None()"
 
 
+class Launch(NamedTuple):
+    """What is fixed of a launch, but for the number of rows.
+
+    Attributes:
+        source: the line.
+        N: columns of the result.
+        threads: of the grid.
+        widened: places, among the arrays, of those that are read as float32.
+    """
+
+    source: jit.Source
+    N: int
+    threads: int
+    widened: tuple[int, ...]
+
+    def run(self, x: mx.array, *arrays: mx.array) -> mx.array:
+        """Launch it on x [..., K] and the arrays of the call, as that binds them."""
+        *rows, K = x.shape
+        inputs = [x.reshape(-1, K), *arrays]
+        for i in self.widened:
+            inputs[i] = inputs[i].astype(mx.float32)
+        (y,) = jit.run(
+            self.source,
+            inputs,
+            [((*rows, self.N), x.dtype)],
+            threads=self.threads,
+            threadgroup=_THREADS,
+        )
+        return y
+
+
+def by_rows(build: Callable[..., Launch]) -> Callable[..., mx.array]:
+    """A product on arrays whose sizes are fixed, but for the rows of x.
+
+    Args:
+        build: of x and the other arrays; asked for one row and for a few.
+
+    Returns:
+        What runs the launch that fits an x.
+    """
+    built: dict[int, Launch] = {}
+
+    def run(x: mx.array, *arrays: mx.array) -> mx.array:
+        M = x.size // x.shape[-1]
+        # Of a tiny x each number of rows has a text of its own.
+        key = -M if x.size < jit.TINY else min(M, 2)
+        launch = built.get(key)
+        if launch is None:
+            launch = built[key] = build(x, *arrays)
+        return launch.run(x, *arrays)
+
+    return run
+
+
 def glu_linear(
     x: mx.array,
     gate: Weight,
@@ -55,11 +110,12 @@ def glu_linear(
     gate_bias: mx.array | None = None,
     up_bias: mx.array | None = None,
     norm: Norm | None = None,
-) -> mx.array:
-    """Compute ``phi(norm(x) @ gate.T + gate_bias) * psi(norm(x) @ up.T + up_bias)``.
+) -> Launch:
+    """``phi(norm(x) @ gate.T + gate_bias) * psi(norm(x) @ up.T + up_bias)``.
 
     One dispatch for 1 to ``MAX_M`` rows; arguments as in ``ops.glu_linear``, which
-    checks them. Kernels: ``metal/glu_qmv.metal``, ``metal/glu_gemv.metal``.
+    checks them. It binds x, norm, gate, up and their biases, in this order. Kernels:
+    ``metal/glu_qmv.metal``, ``metal/glu_gemv.metal``.
     """
     call = _Call(x, (gate, up), normed=norm is not None)
     shares = f"threadgroup float shares[{_LANES * call.tile.max_M}]; "
@@ -73,7 +129,7 @@ def glu_linear(
         _NONE if norm is None else "shares",
     )
     text = f"glu_matvec<{variant.msl}, Layer>"
-    return call.run("glu", text, arguments, before="" if norm is None else shares)
+    return call.launch("glu", text, arguments, before="" if norm is None else shares)
 
 
 def down_linear(
@@ -81,11 +137,12 @@ def down_linear(
     weight: Weight,
     bias: mx.array | None = None,
     residual: mx.array | None = None,
-) -> mx.array:
-    """Compute ``x @ weight.T + bias + residual``, rounded once.
+) -> Launch:
+    """``x @ weight.T + bias + residual``, rounded once.
 
     One dispatch for 1 to ``MAX_M`` rows; arguments as in ``ops.down_linear``, which
-    checks them. Kernels: ``metal/down_qmv.metal``, ``metal/down_gemv.metal``.
+    checks them. It binds them in this order. Kernels: ``metal/down_qmv.metal``,
+    ``metal/down_gemv.metal``.
     """
     call = _Call(x, (weight,), normed=False)
     arguments = (
@@ -94,7 +151,7 @@ def down_linear(
         call.array("residual", residual),
         "y",
     )
-    return call.run("down", "down_matvec<Layer>", arguments)
+    return call.launch("down", "down_matvec<Layer>", arguments)
 
 
 class Tile(NamedTuple):
@@ -144,36 +201,39 @@ def choose_tile(K: int, M: int, weights: Sequence[Weight], *, normed: bool) -> T
 
 
 class _Call:
-    """One launch being put together: arrays bound so far and the tile."""
+    """One launch being put together: names bound so far and the tile."""
 
     def __init__(self, x: mx.array, weights: Sequence[Weight], *, normed: bool) -> None:
-        self.x = x
-        self.rows = x.reshape(-1, x.shape[-1])
-        M, K = self.rows.shape
+        K = x.shape[-1]
+        M = x.size // K
         self.tile = choose_tile(K, M, weights, normed=normed)
         packed = any(isinstance(w, QuantizedWeight) for w in weights)
         self.kind = "qmv" if packed else "gemv"
-        self.inputs = {"x": self.rows}
+        # A tiny x is padded, and its shape with it; see jit.
+        self.M = str(M) if x.size < jit.TINY else "uint(x_shape[0])"
+        self.names = ["x"]
+        self.widened: list[int] = []
 
     def array(self, name: str, a: mx.array | None) -> str:
         """Bind an array; returns what stands for it in Metal."""
         if a is None:
             return _NONE
-        self.inputs[name] = a
+        self.names.append(name)
         return name
 
     def weight(self, name: str, w: Weight) -> str:
         if not isinstance(w, QuantizedWeight):
             return f"Dense<Layer, {_TYPES[w.dtype]}>{{{self.array(name, w)}}}"
-        if w.biases is not None and w.biases.dtype != w.scales.dtype:
+        kind = w.scales.dtype
+        if w.biases is not None and w.biases.dtype != kind:
             # A format has one type for both; the wider keeps the bits of either.
-            scales, biases = (a.astype(mx.float32) for a in (w.scales, w.biases))
-            w = w._replace(scales=scales, biases=biases)
+            kind, first = mx.float32, len(self.names)
+            self.widened += first + 1, first + 2
         family, codes, _ = _FORMATS[w.mode, w.bits]
         form = f"{family}<{codes}, {w.bits}, {w.group_size}>"
         parts = (w.weight, "_w"), (w.scales, "_s"), (w.biases, "_b")
         arrays = ", ".join(self.array(name + suffix, a) for a, suffix in parts)
-        return f"Packed<{form}, Layer, {_TYPES[w.scales.dtype]}>{{{arrays}}}"
+        return f"Packed<{form}, Layer, {_TYPES[kind]}>{{{arrays}}}"
 
     def norm(self, norm: Norm | None) -> str:
         if norm is None:
@@ -183,20 +243,13 @@ class _Call:
         kind = _TYPES[norm.weight.dtype]
         return f"RmsNorm<{eps}, {int(norm.offset)}, {kind}>{{{weight}}}"
 
-    def run(
+    def launch(
         self, op: str, text: str, arguments: Sequence[str], *, before: str = ""
-    ) -> mx.array:
-        # A tiny x is padded, and its shape with it; see jit.
-        M = "uint(x_shape[0])" if self.rows.size >= 8 else str(len(self.rows))
-        given = ", ".join(("x", *arguments, M, _PLACE))
-        N, threads = self.tile.N, _LANES * _SIMDGROUPS
-        names = f"using namespace mlx_glu; using Layer = {self.tile}; "
-        (y,) = jit.run(
-            f"{op}_{self.kind}.metal",
-            f"{names}{before}{text}({given});",
-            self.inputs,
-            {"y": ((len(self.rows), N), self.x.dtype)},
-            threads=self.tile.threadgroups * threads,
-            threadgroup=threads,
+    ) -> Launch:
+        given = ", ".join(("x", *arguments, self.M, _PLACE))
+        body = f"using namespace mlx_glu; using Layer = {self.tile}; {before}{text}"
+        source = jit.Source(
+            f"{op}_{self.kind}.metal", f"{body}({given});", tuple(self.names), ("y",)
         )
-        return y.reshape(*self.x.shape[:-1], N)
+        threads = self.tile.threadgroups * _THREADS
+        return Launch(source, self.tile.N, threads, tuple(self.widened))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from . import ops, reference, variants
-from .quantization import QuantizedWeight, Weight
+from .feed_forward import Block
 from .variants import Variant
 
 
@@ -61,7 +60,7 @@ class GatedMLP(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        self.variant = variants.get(variant)
+        self.block = Block(variants.get(variant))
         self.gate_proj = nn.Linear(dims, hidden_dims, bias=bias)
         self.up_proj = nn.Linear(dims, hidden_dims, bias=bias)
         self.down_proj = nn.Linear(hidden_dims, dims, bias=bias)
@@ -86,25 +85,13 @@ class GatedMLP(nn.Module):
         Raises:
             ValueError: weights do not match ``x`` in K or dtype.
         """
-        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
-        if _is_plain(gate) and _is_plain(up):
-            y = ops.glu_linear(
-                x,
-                _weight(gate),
-                _weight(up),
-                variant=self.variant,
-                gate_bias=gate.get("bias"),
-                up_bias=up.get("bias"),
-                norm=None if norm is None else norm.parts(),
-            )
-        else:
-            x = x if norm is None else norm(x)
-            y = ops.glu_mul(project(gate, x), project(up, x), variant=self.variant)
-        if _is_plain(down):
-            bias = down.get("bias")
-            return ops.down_linear(y, _weight(down), bias=bias, residual=residual)
-        y = down(y)
-        return y if residual is None else residual + y
+        parts = None if norm is None else norm.parts()
+        return self.block(self, x, norm=parts, residual=residual)
+
+    @property
+    def variant(self) -> Variant:
+        """The unit between the projections."""
+        return self.block.variant
 
     def to_quantized(
         self,
@@ -130,40 +117,6 @@ class GatedMLP(nn.Module):
 
     def _extra_repr(self) -> str:
         return f"variant={self.variant.name}"
-
-
-_DENSE = (nn.Linear, nn.Embedding)
-_PLAIN = (*_DENSE, nn.QuantizedLinear, nn.QuantizedEmbedding)
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is its arrays alone; a subclass may compute more."""
-    return type(layer) in _PLAIN
-
-
-def _weight(layer: Any) -> Weight:
-    weight: mx.array = layer.weight
-    if type(layer) in _DENSE:
-        return weight
-    arrays = weight, layer.scales, layer.get("biases")
-    return QuantizedWeight(*arrays, layer.group_size, layer.bits, layer.mode)
-
-
-def project(layer: Any, x: mx.array) -> mx.array:
-    """Apply a linear layer, or an embedding as the output head that it is tied to.
-
-    Args:
-        layer: a linear layer or an embedding, plain or quantized; or any other
-            module, such as an adapter, which is called.
-        x: [..., K] activations.
-
-    Returns:
-        [..., N] array of the dtype of ``x``.
-    """
-    if _is_plain(layer):
-        return reference.linear(x, _weight(layer), layer.get("bias"))
-    y: mx.array = layer(x)
-    return y
 
 
 def glu_hidden_size(

@@ -3,28 +3,25 @@
 Fused operations have the gradients of their stock twins, so ``mx.grad``,
 ``mx.checkpoint`` and ``mx.compile`` work on both. ``mx.vmap`` and ``mx.jvp`` need
 stock, as MLX cannot batch or push forward a kernel. Gradients of the product keep
-gate and up alone. ``mx.compile(shapeless=True)`` does not work, as MLX cannot infer
-shapes of a custom function.
+gate and up alone. Inside ``mx.compile(shapeless=True)`` stock runs.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from types import ModuleType
-
 import mlx.core as mx
 
-from . import fused, jit, stock, variants
-from .checks import (
-    DTYPES,
-    check_bias,
-    check_dtype,
-    check_norm,
-    check_weight,
-    show,
+from . import dispatch, fused, stock, variants
+from .checks import DTYPES, check_dtype, show
+from .choosing import (
+    count_rows,
+    decide,
+    mul_case,
+    plan_down,
+    plan_gated,
+    planned,
+    row_form,
 )
-from .dispatch import select
+from .dispatch import Case
 from .packing import Layout, Order, check_packed
 from .quantization import QuantizedWeight, Weight
 from .reference import Norm, halves
@@ -73,9 +70,10 @@ def glu_mul(
     variant = variants.get(variant)
     if gate.ndim == 0:
         return glu_mul(gate[None], up[None], variant)[0]
-    impl = _choose("glu_mul", gate.shape, (gate, up), variant)
-    y: mx.array = impl.glu_mul(gate, up, variant)
-    return y
+    case = mul_case(gate.dtype, gate.shape[-1], variant)
+    is_fused = _choose(case, count_rows(gate), (gate, up)) == "fused"
+    run = fused.glu_mul if is_fused else stock.glu_mul
+    return run(gate, up, variant)
 
 
 def glu_mul_packed(
@@ -105,10 +103,10 @@ def glu_mul_packed(
     check_dtype("glu_mul_packed", "packed", packed)
     check_packed("glu_mul_packed", packed, order, layout, -1)
     variant = variants.get(variant)
-    shape = (*packed.shape[:-1], packed.shape[-1] // 2)
-    impl = _choose("glu_mul", shape, packed, variant)
-    y: mx.array = impl.glu_mul_packed(packed, variant, order, layout)
-    return y
+    case = mul_case(packed.dtype, packed.shape[-1] // 2, variant, (order, layout))
+    is_fused = _choose(case, count_rows(packed), packed) == "fused"
+    run = fused.glu_mul_packed if is_fused else stock.glu_mul_packed
+    return run(packed, variant, order, layout)
 
 
 def glu_linear(
@@ -146,26 +144,13 @@ def glu_linear(
     ``metal/glu_gemv.metal``, for 1 to ``dispatch.MAX_M`` rows.
     Source: Shazeer 2020, arXiv:2002.05202, section 2.
     """
-    rows = (
-        check_weight("glu_linear", "gate", gate, x),
-        check_weight("glu_linear", "up", up, x),
-    )
-    if rows[0] != rows[1]:
-        raise ValueError(
-            f"[glu_linear] gate and up have the same N but gate has {rows[0]} rows "
-            f"and up {rows[1]}; are the weights of one layer?"
-        )
-    check_bias("glu_linear", "gate_bias", gate_bias, rows[0])
-    check_bias("glu_linear", "up_bias", up_bias, rows[1])
-    check_norm("glu_linear", norm, x)
-    variant = variants.get(variant)
-    given = x, gate, up, gate_bias, up_bias, norm
-    impl = _choose("glu_linear", (*x.shape[:-1], rows[0]), given, variant)
-    if impl is stock:
-        # Any number of rows comes here; their product may still be a kernel.
-        return glu_mul(*halves(*given), variant)
-    y: mx.array = impl.glu_linear(x, gate, up, variant, gate_bias, up_bias, norm)
-    return y
+    given = norm, gate, up, gate_bias, up_bias
+    arrays, forms = fused.flatten(given)
+    plan = planned(plan_gated, (*row_form(x), variant, forms), x, variant, *given)
+    if _choose(plan.case, count_rows(x), (x, arrays)) == "fused":
+        return plan.run(x, *arrays)
+    # Any number of rows comes here; their product may still be a kernel.
+    return glu_mul(*halves(x, gate, up, gate_bias, up_bias, norm), variant)
 
 
 def down_linear(
@@ -195,33 +180,30 @@ def down_linear(
     Reference: ``reference.down_linear``. Kernels: ``metal/down_qmv.metal`` and
     ``metal/down_gemv.metal``, for 1 to ``dispatch.MAX_M`` rows.
     """
-    rows = check_weight("down_linear", "weight", weight, x)
-    check_bias("down_linear", "bias", bias, rows)
-    shape = (*x.shape[:-1], rows)
+    arrays, forms = fused.flatten((weight, bias))
+    key = *row_form(x), residual is None, forms
+    plan = planned(plan_down, key, x, weight, bias, residual is not None)
     if residual is not None:
-        check_dtype("down_linear", "residual", residual)
-        if residual.shape != shape or residual.dtype != x.dtype:
-            raise ValueError(
-                f"[down_linear] residual is {show(x, shape)}, as the result, but got "
-                f"{show(residual)}; broadcast or cast it"
-            )
-    impl = _choose("down_linear", shape, (x, weight, bias, residual))
-    y: mx.array = impl.down_linear(x, weight, bias, residual)
-    return y
+        check_residual(residual, x, plan.case.N)
+        arrays.append(residual)
+    if _choose(plan.case, count_rows(x), (x, arrays)) == "fused":
+        return plan.run(x, *arrays)
+    return stock.down_linear(x, weight, bias, residual)
 
 
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"stock": stock, "fused": fused}
+def check_residual(residual: mx.array, x: mx.array, N: int) -> None:
+    """[..., N] of the dtype of ``x`` [..., K]."""
+    shape = (*x.shape[:-1], N)
+    check_dtype("down_linear", "residual", residual)
+    if residual.shape != shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"[down_linear] residual is {show(x, shape)}, as the result, but got "
+            f"{show(residual)}; broadcast or cast it"
+        )
 
 
-def _choose(
-    op: str, shape: Sequence[int], inputs: object, variant: Variant | None = None
-) -> ModuleType:
-    """Ask the one place that decides; ``shape`` is that of the result."""
-    choice = select(
-        op,
-        backend=jit.backend(inputs),
-        M=math.prod(shape[:-1]),
-        N=shape[-1],
-        pointwise=variant is None or variant.pointwise,
-    )
-    return _IMPLEMENTATIONS[choice.impl]
+def _choose(case: Case, M: int, inputs: object) -> str:
+    """Ask the one place that decides, for M rows."""
+    choice = decide(case, M, inputs)
+    dispatch.note(choice)
+    return choice.impl

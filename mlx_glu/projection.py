@@ -19,9 +19,11 @@ from .quantization import (
     QuantizedWeight,
     Weight,
     dequantize,
+    dtype_name,
     rows,
     take_rows,
 )
+from .tracing import is_shapeless
 
 Product = Callable[[mx.array, Weight, mx.array | None], mx.array]
 
@@ -55,7 +57,10 @@ def linear(x: mx.array, weight: Weight, bias: mx.array | None = None) -> mx.arra
 
 def _product(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
     if not isinstance(weight, QuantizedWeight):
-        return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+        if bias is None or is_shapeless():
+            # Replayed on other shapes, addmm crashes the process (MLX 0.32.4).
+            return _add(x @ weight.T, bias)
+        return mx.addmm(bias, x, weight.T)
     y = mx.quantized_matmul(
         x,
         weight.weight,
@@ -66,12 +71,16 @@ def _product(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
         bits=weight.bits,
         mode=weight.mode,
     )
+    return _add(y, bias)
+
+
+def _add(y: mx.array, bias: mx.array | None) -> mx.array:
     return y if bias is None else y + bias
 
 
 def _on_cpu(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
     M, K = x.size // x.shape[-1], x.shape[-1]
-    kind = str(x.dtype).removeprefix("mlx.core.")
+    kind = dtype_name(x.dtype)
     if isinstance(weight, QuantizedWeight):
         x, weight, kind = x.astype(mx.float32), _float32_scales(weight), weight.mode
     starts = UNPACK_FROM if blas.is_fast() else TRANSPOSE_FROM
@@ -86,8 +95,7 @@ def _on_cpu(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
 
 
 def _transposed(x: mx.array, weight: Weight, bias: mx.array | None) -> mx.array:
-    y = x @ mx.contiguous(_unpack(weight).T)
-    return y if bias is None else y + bias
+    return _add(x @ mx.contiguous(_unpack(weight).T), bias)
 
 
 def _split(

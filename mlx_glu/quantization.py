@@ -26,6 +26,12 @@ class Quantization:
     def __str__(self) -> str:
         return f"{self.bits}-bit {self.mode}, group size {self.group_size}"
 
+    @property
+    def name(self) -> str:
+        """In short: "a4g64" for affine, 4 bits, groups of 64; else the mode."""
+        affine = self.mode == "affine"
+        return f"a{self.bits}g{self.group_size}" if affine else self.mode
+
     def as_config(self) -> dict[str, Any]:
         """The block of ``config.json``."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
@@ -66,10 +72,35 @@ class QuantizedWeight(NamedTuple):
 Weight = mx.array | QuantizedWeight
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """The name without the module before it, for instance float16."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
+#: Name of a weight that is not packed.
+DENSE = "dense"
+
+
+def format_name(weight: Weight) -> str:
+    """``Quantization.name`` of a packed weight, else "dense"."""
+    if isinstance(weight, QuantizedWeight):
+        return Quantization(*weight[3:]).name
+    return DENSE
+
+
 def rows(weight: Weight) -> int:
     """N of a weight [N, K]."""
     array = weight.weight if isinstance(weight, QuantizedWeight) else weight
     return int(array.shape[0])
+
+
+def size(weight: Weight) -> tuple[int, int]:
+    """N and K of a weight [N, K]."""
+    if isinstance(weight, QuantizedWeight):
+        N, groups = weight.scales.shape
+        return N, groups * weight.group_size
+    N, K = weight.shape
+    return N, K
 
 
 def take_rows(weight: Weight, start: int, end: int) -> Weight:

@@ -12,6 +12,7 @@ from . import reference
 from .packing import Layout, Order, split_packed
 from .quantization import Weight
 from .reference import Norm, down_linear, halves
+from .tracing import is_shapeless
 from .variants import Variant
 
 __all__ = ["down_linear", "glu_linear", "glu_mul", "glu_mul_packed"]
@@ -19,6 +20,9 @@ __all__ = ["down_linear", "glu_linear", "glu_mul", "glu_mul_packed"]
 
 def glu_mul(gate: mx.array, up: mx.array, variant: Variant) -> mx.array:
     """As ``reference.glu_mul``; its gradient holds gate and up alone."""
+    if is_shapeless():
+        # MLX cannot replay a custom function; its gradient keeps more than two arrays.
+        return reference.glu_mul(gate, up, variant)
     return cast(mx.array, _with_vjp(variant)(gate, up))
 
 

@@ -38,6 +38,11 @@ class Variant:
     params: tuple[tuple[str, float], ...] = ()
     hf_acts: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        own = VARIANTS.get(self.name, self).params
+        changed = [f"{k}={v:g}" for k, v in self.params if (k, v) not in own]
+        return self.name + (f"({', '.join(changed)})" if changed else "")
+
     @property
     def pointwise(self) -> bool:
         """True if each output element needs one gate and one up element only."""

@@ -4,15 +4,30 @@ from pathlib import Path
 import pytest
 
 from mlx_glu import dispatch, variants
-from mlx_glu.dispatch import IMPLS, MAX_M, OPS, record, select, use_impl
+from mlx_glu.dispatch import (
+    IMPLS,
+    MAX_M,
+    MAX_SIZE,
+    OPS,
+    Case,
+    Choice,
+    m_range,
+    record,
+    use_impl,
+)
+from mlx_glu.variants import VARIANTS
 
 
-@pytest.mark.parametrize("backend", [None, "metal", "simulator", "tracer"])
+def select(op, *, M=1, N=1, variant=None, **given) -> Choice:
+    return dispatch.select(Case(op, "float16", N, variant=variant), M, **given)
+
+
+@pytest.mark.parametrize("backend", [None, "metal", "simulator", "tracer", "shapeless"])
 @pytest.mark.parametrize("op", OPS)
 def test_every_choice_has_a_reason(op, backend):
     for M in (0, 1, MAX_M, MAX_M + 1):
-        for pointwise in (True, False):
-            choice = select(op, backend=backend, M=M, pointwise=pointwise)
+        for variant in (None, VARIANTS["swiglu"], VARIANTS["gelu_topk"]):
+            choice = select(op, backend=backend, M=M, variant=variant)
             assert choice.op == op
             assert choice.impl in IMPLS
             assert len(choice.why) > 10
@@ -38,7 +53,7 @@ def test_fused_takes_a_few_rows_of_pointwise_variants():
     assert impl("glu_mul", backend="simulator", M=4096) == "fused"
     assert impl("glu_mul", backend="simulator", M=1 << 16, N=1 << 15) == "stock"
     assert impl("glu_mul", backend="simulator", M=3, N=0) == "stock"
-    assert impl(backend="simulator", pointwise=False) == "stock"
+    assert impl(backend="simulator", variant=VARIANTS["gelu_topk"]) == "stock"
     with use_impl("fused"):
         choice = select("glu_linear", backend="metal", M=40)
     assert choice.impl == "stock"
@@ -80,14 +95,69 @@ def test_unknown_names_are_refused():
 
 
 @pytest.mark.parametrize("module", [variants, dispatch], ids=lambda m: m.__name__)
-def test_imports_nothing_below_it(module):
+def test_can_be_read_without_arrays(module):
     tree = ast.parse(Path(module.__file__).read_text())
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
+            assert not node.level or node.module == "variants"
             names.add(node.module.split(".")[0])
     assert names
     assert not names & {"mlx", "mlx_glu", "numpy"}
+
+
+def test_where_a_gpu_is_the_judge_is_asked():
+    asked = []
+
+    def judge(case, M):
+        asked.append((case, M))
+        return "fused", "4% faster here"
+
+    choice = select("glu_linear", backend="metal", M=2, judge=judge)
+    assert (choice.impl, choice.why) == ("fused", "4% faster here")
+    assert asked == [(choice.case, 2)]
+    with use_impl("stock"):
+        assert select("glu_linear", backend="metal", judge=judge).impl == "stock"
+    for backend in (None, "simulator", "tracer", "shapeless"):
+        select("glu_linear", backend=backend, judge=judge)
+    for M in (0, MAX_M + 1):
+        assert select("glu_linear", backend="metal", M=M, judge=judge).impl == "stock"
+    assert len(asked) == 1
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets MLX_GLU_IMPL as if it had been set before the process began."""
+
+    def set_to(value):
+        monkeypatch.setenv("MLX_GLU_IMPL", value)
+        dispatch._environment.cache_clear()
+
+    yield set_to
+    dispatch._environment.cache_clear()
+
+
+def test_the_environment_turns_everything_off(environment):
+    environment("stock")
+    for op in OPS:
+        with use_impl("fused"):
+            choice = select(op, backend="simulator")
+        assert choice.impl == "stock"
+        assert "MLX_GLU_IMPL=stock" in choice.why
+    environment("fused")
+    assert select("glu_mul", backend="metal").impl == "fused"
+    assert select("glu_mul").impl == "stock"
+    environment("0")
+    with pytest.raises(ValueError, match=r"MLX_GLU_IMPL.*stock, fused but got '0'"):
+        select("glu_mul")
+
+
+def test_each_M_has_one_range():
+    for op in OPS:
+        ranges = [m_range(op, M) for M in range(1, 1025)]
+        assert all(r[0] <= M <= r[1] for M, r in enumerate(ranges[:MAX_M], 1))
+        assert sorted(set(ranges)) == list(dict.fromkeys(ranges))
+    assert m_range("glu_mul", 4096) == (513, MAX_SIZE)
+    assert m_range("glu_linear", 1) != m_range("glu_linear", 2)

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from ..dispatch import MAX_M
 from ..packing import Layout, Order
-from ..quantization import MODES, Quantization
-from ..variants import VARIANTS
+from ..quantization import DENSE, MODES, Quantization
+from ..variants import VARIANTS, Variant
 
-DENSE = "dense"
-#: Packed formats by a short name, as in "a4g64" for affine, 4 bits, groups of 64.
+#: Packed formats by their short name.
 FORMATS = {
-    f"a{bits}g{size}" if mode == "affine" else mode: Quantization(size, bits, mode)
+    q.name: q
     for mode, known in MODES.items()
     for bits in known.bits
     for size in known.group_sizes
+    for q in (Quantization(size, bits, mode),)
 }
 POINTWISE = tuple(v.name for v in VARIANTS.values() if v.pointwise)
 DTYPES = ("float32", "float16", "bfloat16")
@@ -58,7 +58,7 @@ class Case:
 
     Attributes:
         kernel: name of the file in ``metal/``.
-        variant: key of VARIANTS; "" where there is none.
+        variant: key of VARIANTS, or one with other parameters; "" for none.
         dtype: of x, of the result and of a dense weight.
         M: rows of x.
         N: columns of the result.
@@ -76,7 +76,7 @@ class Case:
     """
 
     kernel: str
-    variant: str = ""
+    variant: str | Variant = ""
     dtype: str = "float32"
     M: int = 1
     N: int = 1
@@ -96,7 +96,7 @@ class Case:
         """All that is not a default, for instance "glu_qmv-swiglu-float16-1x31x64"."""
         sizes = (self.M, self.N, self.K) if self.K else (self.M, self.N)
         parts = [
-            *(self.kernel, self.variant, self.dtype, "x".join(map(str, sizes))),
+            *(self.kernel, str(self.variant), self.dtype, "x".join(map(str, sizes))),
             *(self.weight, self.up, self.biases, self.norm),
             "residual" if self.residual else "",
             self.layout,

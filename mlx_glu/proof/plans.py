@@ -13,9 +13,9 @@ from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
 
+from ..quantization import DENSE
 from .cases import (
     BIASES,
-    DENSE,
     DENSE_KS,
     DTYPES,
     FORMATS,

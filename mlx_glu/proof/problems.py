@@ -10,10 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from .. import ops
-from ..quantization import QuantizedWeight, Weight
+from ..quantization import DENSE, QuantizedWeight, Weight
 from ..reference import Norm
-from ..variants import VARIANTS
-from .cases import DENSE, FORMATS, LAYOUTS, Case
+from ..variants import get
+from .cases import FORMATS, LAYOUTS, Case
 from .oracle import down_linear64, glu_linear64, mul_vjp64, oracle_mul
 from .tolerance import f64
 
@@ -114,7 +114,7 @@ class _Draw:
 
 
 def _glu_linear(case: Case, draw: _Draw) -> Problem:
-    x, variant = draw.rows(case.K), VARIANTS[case.variant]
+    x, variant = draw.rows(case.K), get(case.variant)
     gate, up = draw.weight(case.weight), draw.weight(case.up)
     biases = draw.bias("gate_bias"), draw.bias("up_bias")
     norm = draw.norm()
@@ -154,7 +154,7 @@ def _down_linear(case: Case, draw: _Draw) -> Problem:
 def _glu_mul(case: Case, draw: _Draw) -> Problem:
     gate, up = (draw.uncornered(case.M, case.N) for _ in range(2))
     arrays = _arrange(case, draw, gate, up)
-    oracle = oracle_mul(gate, up, VARIANTS[case.variant])
+    oracle = oracle_mul(gate, up, get(case.variant))
     once = _bytes(**arrays) | {"h": oracle.size * draw.dtype.size}
     return Problem(lambda: [_multiply(case, *arrays.values())], [oracle], _EXP, once)
 
@@ -162,7 +162,7 @@ def _glu_mul(case: Case, draw: _Draw) -> Problem:
 def _glu_mul_vjp(case: Case, draw: _Draw) -> Problem:
     gate, up, d = (draw.uncornered(case.M, case.N) for _ in range(3))
     arrays, cotangent = _arrange(case, draw, gate, up), draw.array(d)
-    pair = list(mul_vjp64(gate, up, d, VARIANTS[case.variant]))
+    pair = list(mul_vjp64(gate, up, d, get(case.variant)))
     oracle = pair if case.layout == "separate" else [_pack64(case, *pair)]
     once = _bytes(**arrays, d=cotangent)
     once |= {f"d_{name}": a.nbytes for name, a in arrays.items()}
