@@ -11,10 +11,12 @@ from . import blas
 if TYPE_CHECKING:
     from .conversion import convert
     from .dispatch import use_impl
+    from .fusion import explain, fuse, tune, unfuse
     from .generation import GenerationResponse, generate, stream_generate
     from .jit import simulate
     from .layers import GatedMLP, glu_hidden_size
     from .loading import load, load_model
+    from .mlx_lm_engine import fuse_on_load
     from .ops import (
         Norm,
         QuantizedWeight,
@@ -36,12 +38,17 @@ _HOME = {
     "generate": "generation",
     "stream_generate": "generation",
     "use_impl": "dispatch",
+    "explain": "fusion",
+    "fuse": "fusion",
+    "tune": "fusion",
+    "unfuse": "fusion",
     "simulate": "jit",
     "GatedMLP": "layers",
     "glu_hidden_size": "layers",
     "split_packed": "packing",
     "load": "loading",
     "load_model": "loading",
+    "fuse_on_load": "mlx_lm_engine",
     "Norm": "ops",
     "QuantizedWeight": "ops",
     "down_linear": "ops",
@@ -63,6 +70,9 @@ __all__ = [
     "Variant",
     "convert",
     "down_linear",
+    "explain",
+    "fuse",
+    "fuse_on_load",
     "generate",
     "glu_hidden_size",
     "glu_linear",
@@ -73,6 +83,8 @@ __all__ = [
     "simulate",
     "split_packed",
     "stream_generate",
+    "tune",
+    "unfuse",
     "use_impl",
     "warmup",
 ]

@@ -27,6 +27,8 @@ _HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
 def add_args(parser: argparse.ArgumentParser) -> None:
     """Flags as in generate."""
     prompting.add_args(parser)
+    # The conversation keeps a cache of our own model; mlx_lm.chat has mlx-lm's.
+    parser.set_defaults(engine="mlx-glu")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -14,6 +14,10 @@ it.
   mlx-glu generate --prompt "What is the capital of France?"
   mlx-glu generate --model FOLDER -p "Once upon a time" --temp 0.8 --seed 1
   cat question.txt | mlx-glu generate --prompt -
+  mlx-glu generate --engine mlx-lm --model FOLDER -p "..."
+
+With --engine mlx-lm, mlx-lm loads and runs the model, of any family it knows,
+with its feed-forwards fused: pip install 'mlx-glu[mlx-lm]'.
 """
 
 
@@ -27,6 +31,7 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue the prompt as plain text",
     )
+    prompting.add_engine(parser, prompting.ENGINES[0])
     prompting.add_args(parser)
 
 
@@ -43,6 +48,11 @@ def run(args: argparse.Namespace) -> None:
         prompt = prompting.encode_chat(tokenizer, messages, args)
     elif args.system_prompt:
         raise ValueError("--system-prompt needs a model with a chat template")
+    if args.engine == "mlx-lm":
+        from .. import mlx_lm_engine
+        from ..fusion import fuse
+
+        print(f"note: {mlx_lm_engine.summary(fuse(model))}", file=sys.stderr)
     last = prompting.answer(model, tokenizer, prompt, args, rules)
     print(
         f"prompt: {last.prompt_tokens} tokens, prompt_tps {last.prompt_tps:.1f}\n"

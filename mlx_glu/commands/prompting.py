@@ -3,15 +3,17 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from ..generation import GenerationResponse
-    from ..models.llama import Cache, Model
+    from ..models.llama import Cache
     from ..sample import Sampling
-    from ..tokenizer import Tokenizer
 
+#: What loads a model and runs it.
+ENGINES = ("mlx-glu", "mlx-lm")
 
 #: Tokens that every machine reads in a second or two.
 SHORT_PROMPT = 256
@@ -97,7 +99,8 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         "--prefill-step-size",
         type=int,
         metavar="N",
-        help="read long prompts N tokens at a time (default: 2048, on a CPU 256)",
+        help="read long prompts N tokens at a time "
+        "(default: 2048, our engine on a CPU 256)",
     )
     add(
         "--chat-template-config",
@@ -105,6 +108,17 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="JSON",
         help='arguments of the chat template, as {"enable_thinking": false}',
+    )
+
+
+def add_engine(parser: "argparse._ActionsContainer", default: str | None) -> None:
+    """What loads and runs a model; ``default`` None tells that nobody asked."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=default,
+        help=f"what loads and runs the model (default: {ENGINES[0]}); mlx-lm has more "
+        "families and reads no .gguf file",
     )
 
 
@@ -128,22 +142,38 @@ def sampling(args: argparse.Namespace) -> "Sampling":
     )
 
 
-def load(args: argparse.Namespace) -> "tuple[Model, Tokenizer]":
-    """Load the model of --model, or the default one; notes go to stderr."""
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Load the model of --model, or the default one; notes go to stderr.
+
+    Returns:
+        Model and tokenizer of --engine; that of mlx-lm is not fused yet.
+    """
     from ..hub import find_default
-    from ..loading import load as load_path
 
     path = args.model or find_default()
+    if args.engine == "mlx-lm":
+        from .. import mlx_lm_engine
+
+        loaded = mlx_lm_engine.load(path)
+        print(f"{path}: {loaded.representation}", file=sys.stderr)
+        return loaded.model, loaded.tokenizer
+    from .. import jit
+    from ..loading import load as load_path
+
     model, tokenizer = load_path(path)
     print(f"{path}: {model.representation}", file=sys.stderr)
     for note in model.notes:
         print(f"note: {note}", file=sys.stderr)
+    if jit.backend() == "metal":
+        from ..fusion import fuse
+
+        fuse(model)  # has its kernels measured, once on a machine
     return model, tokenizer
 
 
 def answer(
-    model: "Model",
-    tokenizer: "Tokenizer",
+    model: Any,
+    tokenizer: Any,
     prompt: str | Sequence[int],
     args: argparse.Namespace,
     rules: "Sampling",
@@ -153,8 +183,6 @@ def answer(
 ) -> "GenerationResponse":
     """Stream an answer to stdout; ``said`` collects its tokens and texts."""
     from tqdm import tqdm
-
-    from ..generation import stream_generate
 
     bar: tqdm[NoReturn] | None = None
 
@@ -171,15 +199,13 @@ def answer(
             bar.close()
 
     response = None
-    for response in stream_generate(
+    for response in _stream(args, cache, cached)(
         model,
         tokenizer,
         prompt,
         max_tokens=args.max_tokens,
         sampling=rules,
         stop=args.stop,
-        prompt_cache=cache,
-        cached=cached,
         prefill_step_size=args.prefill_step_size,
         prompt_progress_callback=progress,
     ):
@@ -192,10 +218,26 @@ def answer(
     return response
 
 
+def _stream(
+    args: argparse.Namespace, cache: "Cache | None", cached: Sequence[int]
+) -> "Callable[..., Iterator[GenerationResponse]]":
+    if args.engine == "mlx-lm":
+        from ..mlx_lm_engine import stream_generate as stream
+
+        return stream
+    from ..generation import stream_generate
+
+    return partial(stream_generate, prompt_cache=cache, cached=cached)
+
+
 def encode_chat(
-    tokenizer: "Tokenizer", messages: list[dict[str, Any]], args: argparse.Namespace
+    tokenizer: Any, messages: list[dict[str, Any]], args: argparse.Namespace
 ) -> list[int]:
     """Token ids of a conversation, up to where the answer begins."""
+    if args.engine == "mlx-lm":
+        from .. import mlx_lm_engine
+
+        return mlx_lm_engine.encode_chat(tokenizer, messages, args.chat_template_config)
     try:
         ids: list[int] = tokenizer.apply_chat_template(
             messages, tokenize=True, **args.chat_template_config

@@ -1,0 +1,139 @@
+"""Every feed-forward of a model, and whether its activation is known."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..feed_forward import Block
+from ..layers import GatedMLP
+from ..variants import Variant
+from . import anatomy, probing
+from .confirm import confirm
+from .patches import block_of, experts_of
+from .probing import Unknown
+
+
+class Site(NamedTuple):
+    """A feed-forward.
+
+    Attributes:
+        path: of its module in the model.
+        module: the module.
+        block: a dense block, or None.
+        experts: variant of the activation between stacked projections, and whether
+            it takes the value first; or None.
+        fault: why it is neither; "" where it is one.
+    """
+
+    path: str
+    module: nn.Module
+    block: Block | None = None
+    experts: tuple[Variant, bool] | None = None
+    fault: str = ""
+
+
+def survey(model: nn.Module) -> list[Site]:
+    """Find the feed-forwards of a model, each module once, in their order.
+
+    Activations are probed once for each class and its settings.
+    """
+    known: dict[Hashable, Site | None] = {}
+    seen: set[int] = set()
+    sites = []
+    for path, module in _named_modules(model):
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        site = _already(path, module)
+        if site is None and _may_be(module):
+            key = _settings(module)
+            if key not in known:
+                known[key] = _probe(path, module)
+            site = known[key]
+        if site is not None:
+            sites.append(site._replace(path=path, module=module))
+    return sites
+
+
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    named = model.named_modules()
+    return iter(sorted(named, key=lambda item: _natural(item[0])))
+
+
+def _natural(path: str) -> list[tuple[bool, int, str]]:
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in path.split(".")]
+
+
+def _already(path: str, module: nn.Module) -> Site | None:
+    if isinstance(module, GatedMLP):
+        return Site(path, module, module.block)
+    block = block_of(module)
+    if block is not None:
+        return Site(path, module, block)
+    experts = experts_of(module)
+    return None if experts is None else Site(path, module, experts=experts)
+
+
+def _may_be(module: nn.Module) -> bool:
+    return (
+        anatomy.has_experts(module)
+        or next(anatomy.roles(module), None) is not None
+        or anatomy.is_ungated(module)
+    )
+
+
+def _probe(path: str, module: nn.Module) -> Site | None:
+    """The site that a module is; None for what is no feed-forward at all."""
+    if anatomy.has_experts(module):
+        try:
+            found = probing.probe_activation(module.activation)
+        except Unknown as unknown:
+            return Site(path, module, fault=str(unknown))
+        return Site(path, module, experts=found)
+    faults = []
+    for roles in anatomy.roles(module):
+        K = anatomy.projections(module)[roles.gate][1]
+        try:
+            variant, packing = probing.probe_block(module, roles, K)
+        except Unknown as unknown:
+            faults.append(str(unknown))
+            continue
+        block = Block(variant, *roles, packing=packing)
+        fault = confirm(module, block)
+        if fault:
+            fault = f"not fused, as it would change: {fault}"
+            return Site(path, module, fault=fault)
+        return Site(path, module, block)
+    if not _is_named_like_one(module):
+        return None
+    fault = faults[0] if faults else "not a GLU: two projections and no gate"
+    return Site(path, module, fault=fault)
+
+
+def _is_named_like_one(module: nn.Module) -> bool:
+    """Attention has projections too; what nobody calls a feed-forward is none."""
+    name = type(module).__name__.lower()
+    return any(part in name for part in ("mlp", "ffn", "feedforward", "expert"))
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """What may change a module's arithmetic, but the values of its weights.
+
+    Objects count by identity: they live as long as the model does.
+    """
+    own: list[Hashable] = [type(module)]
+    for name, value in sorted(vars(module).items()):
+        plain = isinstance(value, bool | int | float | str | type(None))
+        own.append((name, value if plain else id(value)))
+    for name, child in module.children().items():
+        if isinstance(child, nn.Module):
+            size = anatomy.size_of(child)
+            own.append((name, _settings(child) if size is None else size))
+    for name, value in module.items():
+        if isinstance(value, mx.array):
+            own.append((name, value.item() if value.size == 1 else value.shape))
+    return tuple(own)
