@@ -20,11 +20,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import mlx.core as mx
-from sim_compare_paths import BITS, GROUP, SHAPES, Comparison, count
+from mlx_glu.bench import shapes  # before MLX: it brings the BLAS
+from mlx_glu.bench.paths import BITS, GROUP, Comparison, Shape, count
+
+import mlx.core as mx  # isort: skip
 
 README = Path(__file__).parents[1] / "metal" / "README.md"
 BEGIN, END = "<!-- sim_compare begin -->", "<!-- sim_compare end -->"
+MODELS = ("SmolLM2-135M", "Qwen2.5-0.5B", "Llama-3.2-1B", "Gemma-3-1B", "Llama-3-8B")
+SHAPES = tuple(
+    Shape(name, *shapes.parse(name)[1:4], gemma="Gemma" in name) for name in MODELS
+)
 DTYPES = ("bfloat16", "float16")
 COMMAND = "scripts/sim_compare.py --write"
 INTRODUCTION = """
@@ -49,8 +55,8 @@ NOTES = """
 - Not listed, and more: ours has a barrier in each threadgroup of its first kernel,
   stock has 3 in each norm.
 - `rms_single_row` and what `mx.compile` generates are not in MLX's wheel and are
-  written down in `scripts/sim_compare_mlx.py`. Gemma's post norm runs on MLX's kernels
-  in both paths, in ours with 1 + w and the norm in float32.
+  written down in `mlx_glu/bench/mlx_kernels.py`. Gemma's post norm runs on MLX's
+  kernels in both paths, in ours with 1 + w and the norm in float32.
 """
 HEADS = (
     "model|K x N|bits|dispatches|stages|threadgroups|loads, 1000|simd operations|"

@@ -11,12 +11,14 @@ import mlx.nn as nn
 import pytest
 from sim_programs import needs_simulator
 
+from mlx_glu.bench.mlx_kernels import CUBE, GELU, SWIGLU
+from mlx_glu.bench.paths import BITS, Comparison, Shape, count
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import sim_compare  # noqa: E402
-from sim_compare_mlx import CUBE, GELU, SWIGLU  # noqa: E402
-from sim_compare_paths import BITS, SHAPES, Comparison, Shape, count  # noqa: E402
+from sim_compare import SHAPES  # noqa: E402
 
 SMALL = {
     "aligned": Shape("aligned", 512, 1024),

@@ -2,12 +2,14 @@
 
 from types import ModuleType
 
-from . import chat, convert, generate, variants, verify
+from . import bench, chat, convert, explain, generate, variants, verify
 
 COMMANDS: dict[str, ModuleType] = {
     "convert": convert,
     "generate": generate,
     "chat": chat,
+    "explain": explain,
     "variants": variants,
     "verify": verify,
+    "bench": bench,
 }

@@ -15,11 +15,11 @@ import mlx
 import mlx.core as mx
 import numpy as np
 
-from mlx_glu import metal_sim
-from mlx_glu.metal_sim.arithmetic import Tally, tally
-from mlx_glu.metal_sim.report import Buffer, Report
-from mlx_glu.quantization import QuantizedWeight
-from mlx_glu.reference import Norm
+from .. import metal_sim
+from ..metal_sim.arithmetic import Tally, tally
+from ..metal_sim.report import Buffer, Report
+from ..quantization import QuantizedWeight
+from ..reference import Norm
 
 INCLUDE = str(Path(next(iter(mlx.__path__))) / "include")
 TYPES = {mx.float32: "float", mx.float16: "half", mx.bfloat16: "bfloat16_t"}
@@ -29,6 +29,7 @@ MAX_THREADS = 1024
 
 
 def include(*headers: str) -> str:
+    """The lines that include headers of MLX's kernels."""
     folder = "mlx/backend/metal/kernels/"
     return "".join(f'#include "{folder}{header}"\n' for header in headers)
 
@@ -204,6 +205,7 @@ class FfnPath:
     def qmv(self, x: str, name: str, w: QuantizedWeight, output: str) -> None:
         """A product with a packed weight, by the kernel that MLX takes for one row."""
         (M, K), N = self.arrays[x].shape, w.weight.shape[0]
+        assert w.biases is not None  # affine
         parts = {"words": w.weight, "scales": w.scales, "biases": w.biases}
         self.arrays |= {f"{name} {part}": a for part, a in parts.items()}
         dtype = self.arrays[x].dtype
@@ -222,6 +224,7 @@ class FfnPath:
         )
 
     def rms(self, x: str, weight: str, eps: float, output: str) -> None:
+        """RMSNorm of one row."""
         a = self.arrays[x]
         K, dtype = a.shape[-1], a.dtype
         threads = 32 * -(-K // 128)
@@ -239,10 +242,12 @@ class FfnPath:
         self._each(BINARY, kind, f"{T}, {T}, {functor}, 1", [a, b], output, y.dtype)
 
     def cast(self, a: str, dtype: mx.Dtype, output: str) -> None:
+        """A copy in another dtype."""
         T = f"{TYPES[self.arrays[a].dtype]}, {TYPES[dtype]}, 1"
         self._each(COPY, "copy_v", T, [a], output, dtype)
 
     def compiled(self, tape: Tape, inputs: Sequence[str], output: str) -> None:
+        """What ``mx.compile`` makes of elementwise operations."""
         dtype = self.arrays[inputs[0]].dtype
         text = compiled_text(tape, len(inputs), TYPES[dtype])
         self._each(text, "compiled", "", inputs, output, dtype, constants=False)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlx_glu import metal_sim, ops, simulate  # before MLX: it brings the BLAS
-from mlx_glu.metal_sim.arithmetic import tally
-from mlx_glu.proof.oracle import linear64, oracle_mul, rms_norm64
-from mlx_glu.proof.tolerance import f64
-from mlx_glu.quantization import QuantizedWeight, take_rows
-from mlx_glu.variants import get
-
-import mlx.core as mx  # isort: skip
+import mlx.core as mx
 import numpy as np
-from sim_compare_mlx import ALIGNMENT, CUBE, GELU, SWIGLU, FfnPath
+
+from .. import metal_sim, ops
+from ..jit import simulate
+from ..metal_sim.arithmetic import tally
+from ..proof.oracle import linear64, oracle_mul, rms_norm64
+from ..proof.tolerance import f64
+from ..quantization import QuantizedWeight, take_rows
+from ..variants import get
+from .mlx_kernels import ALIGNMENT, CUBE, GELU, SWIGLU, FfnPath
 
 GROUP, BITS, EPS = 64, (4, 8), 1e-6
 # What multiplies weights: read again by every simdgroup, and served by a cache.
@@ -42,15 +43,6 @@ class Shape:
         return self.K % ALIGNMENT[bits] == self.N % ALIGNMENT[bits] == 0
 
 
-SHAPES = (
-    Shape("SmolLM2-135M", 576, 1536),
-    Shape("Qwen2.5-0.5B", 896, 4864),
-    Shape("Llama-3.2-1B", 2048, 8192),
-    Shape("Gemma-3-1B", 1152, 6912, "geglu_tanh", gemma=True),
-    Shape("Llama-3-8B", 4096, 14336),
-)
-
-
 class Layer:
     """Random inputs of an FFN of one shape."""
 
@@ -66,6 +58,7 @@ class Layer:
         )
 
     def arrays(self) -> dict[str, mx.array]:
+        """What a path begins with."""
         return {"x": self.x, "norm": self.norm.weight, "post": self.post.weight}
 
     @property
@@ -74,11 +67,11 @@ class Layer:
         arrays = [self.x, self.x, self.norm.weight]
         arrays += [self.post.weight] if self.shape.gemma else []
         for w in (self.gate, self.up, self.down):
-            arrays += [w.weight, w.scales, w.biases]
+            arrays += [a for a in (w.weight, w.scales, w.biases) if a is not None]
         return sum(a.nbytes for a in arrays)
 
     def oracle(self) -> dict[str, np.ndarray]:
-        """h and the result in float64."""
+        """The product h and the result in float64."""
         x = f64(self.x)
         a = rms_norm64(x, self.norm)
         h = oracle_mul(
@@ -87,7 +80,9 @@ class Layer:
         y = _product(h, self.down)
         return {"h": h, "y": x + (rms_norm64(y, self.post) if self.shape.gemma else y)}
 
-    def _normal(self, shape: tuple[int, ...], scale=1.0, mean=0.0) -> mx.array:
+    def _normal(
+        self, shape: tuple[int, ...], scale: float = 1.0, mean: float = 0.0
+    ) -> mx.array:
         return mx.array(self._rng.normal(mean, scale, shape)).astype(self.dtype)
 
     def _weight(self, n: int, k: int) -> QuantizedWeight:
@@ -96,8 +91,9 @@ class Layer:
         size = (12 / k) ** 0.5 / 2**self.bits
         scales = size * self._rng.uniform(0.5, 1.5, (n, k // GROUP))
         biases = -scales * 2**self.bits / 2
-        parts = (mx.array(a).astype(self.dtype) for a in (scales, biases))
-        return QuantizedWeight(mx.array(words), *parts, GROUP, self.bits, "affine")
+        floats = [mx.array(a).astype(self.dtype) for a in (scales, biases)]
+        q = self.bits, "affine"
+        return QuantizedWeight(mx.array(words), floats[0], floats[1], GROUP, *q)
 
 
 def run_stock(layer: Layer) -> FfnPath:
