@@ -85,6 +85,48 @@ def plan_down(
     return Plan(case, fused.down_linear(forms))
 
 
+class Cases(NamedTuple):
+    """What a block asks dispatch; None where a layer has to be called.
+
+    ``mul`` is asked where ``linear`` is not fused.
+    """
+
+    linear: Case | None
+    mul: Case
+    down: Case | None
+
+    def choices(self, M: int, inputs: object = None) -> list[Choice]:
+        """What would run for ``M`` rows, here and now."""
+        decide = decider(inputs)
+        found = [decide(self.linear, M)] if self.linear else []
+        if not found or found[0].impl == "stock":
+            found.append(decide(self.mul, M))
+        return [*found, decide(self.down, M)] if self.down else found
+
+
+class BlockPlan(NamedTuple):
+    """What is fixed for a module and an x, but for the rows of x and the weights.
+
+    Attributes:
+        cases: what dispatch is asked.
+        refusal: why no part may be fused, or "".
+        gated: from x to what goes into the last layer; None where it has no case.
+        down: the last layer after ``gated``.
+    """
+
+    cases: Cases
+    refusal: str = ""
+    gated: Plan | None = None
+    down: Plan | None = None
+
+    def choices(self, M: int, inputs: object) -> list[Choice]:
+        """What runs for ``M`` rows, here and now."""
+        found = self.cases.choices(M, inputs)
+        if self.refusal:
+            return [c._replace(impl="stock", why=self.refusal) for c in found]
+        return found
+
+
 _PLANS = 4096
 _plans: dict[Any, Any] = {}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,9 +17,10 @@ from mlx.nn.layers import distributed
 from . import ops, reference
 from .checks import check_dtype
 from .choosing import (
+    BlockPlan,
+    Cases,
     Plan,
     count_rows,
-    decider,
     down_case,
     linear_case,
     mul_case,
@@ -28,96 +29,23 @@ from .choosing import (
     planned,
     row_form,
 )
-from .dispatch import Case, Choice, note
+from .dispatch import note
 from .elementwise import Packing
 from .fused import flatten
-from .quantization import QuantizedWeight, Weight, dtype_name, rows, size, take_rows
+from .linear_layers import (
+    PARTS,
+    SHARDED,
+    Half,
+    arrays_inside,
+    child_of,
+    columns_of,
+    own_weight,
+    parts_of,
+    project,
+    weight_of,
+)
+from .quantization import dtype_name, rows, take_rows
 from .variants import Variant
-
-_DENSE = (nn.Linear, nn.Embedding, nn.AllToShardedLinear)
-_PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, nn.QuantizedAllToShardedLinear)
-#: Each device of a group has some rows of the weight; gradients by x are summed.
-_SHARDED = (nn.AllToShardedLinear, nn.QuantizedAllToShardedLinear)
-_PARTS = ("weight", "scales", "biases", "bias")
-
-
-def weight_of(layer: Any) -> Weight | None:
-    """The weight of a layer that is its arrays alone; a subclass may compute more."""
-    kind = type(layer)
-    if kind in _DENSE:
-        weight: mx.array = layer["weight"]
-        return weight
-    if kind in _PACKED:
-        arrays = layer["weight"], layer["scales"], layer.get("biases")
-        return QuantizedWeight(*arrays, layer.group_size, layer.bits, layer.mode)
-    return None
-
-
-def inner(layer: Any) -> Any:
-    """The layer that an adapter adds to, or the layer itself."""
-    while isinstance(layer, nn.Module) and isinstance(layer.get("linear"), nn.Module):
-        layer = layer["linear"]
-    return layer
-
-
-def project(layer: Any, x: mx.array) -> mx.array:
-    """Apply a linear layer, or an embedding as the output head that it is tied to.
-
-    Args:
-        layer: a linear layer or an embedding, plain or quantized; or any other
-            module, such as an adapter, which is called.
-        x: [..., K] activations.
-
-    Returns:
-        [..., N] array of the dtype of ``x``.
-    """
-    weight = weight_of(layer)
-    if weight is not None and type(layer) not in _SHARDED:
-        return reference.linear(x, weight, layer.get("bias"))
-    y: mx.array = layer(x)
-    return y
-
-
-class Half(NamedTuple):
-    """Gate or up: its weight [N, K] and its bias [N], or None."""
-
-    weight: Weight
-    bias: mx.array | None
-
-
-class Cases(NamedTuple):
-    """What a block asks dispatch; None where a layer has to be called.
-
-    ``mul`` is asked where ``linear`` is not fused.
-    """
-
-    linear: Case | None
-    mul: Case
-    down: Case | None
-
-    def choices(self, M: int, inputs: object = None) -> list[Choice]:
-        """What would run for ``M`` rows, here and now."""
-        decide = decider(inputs)
-        found = [decide(self.linear, M)] if self.linear else []
-        if not found or found[0].impl == "stock":
-            found.append(decide(self.mul, M))
-        return [*found, decide(self.down, M)] if self.down else found
-
-
-class _Plan(NamedTuple):
-    """What is fixed for a module and an x, but for the rows of x and the weights.
-
-    Attributes:
-        cases: what dispatch is asked.
-        refusal: why no part may be fused, or "".
-        gated: from x to what goes into the last layer; None where it has no case.
-        down: the last layer after ``gated``.
-    """
-
-    cases: Cases
-    refusal: str = ""
-    gated: Plan | None = None
-    down: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -168,23 +96,28 @@ class Block:
         key = how, *row_form(x), forms
         # A bound method is hashed by the identity of its object, which is fast.
         plan = planned(self._plan, key, module, x, norm, *how)
-        choices = plan.cases.choices(count_rows(x), (x, norm, residual, module))
-        if plan.refusal:
-            choices = [c._replace(impl="stock", why=plan.refusal) for c in choices]
+        choices = plan.choices(count_rows(x), (x, norm, residual, module))
         if otherwise is not None and all(c.impl == "stock" for c in choices):
             for choice in choices:
                 note(choice)
             return otherwise(module, x)
         if plan.cases.linear is not None:
             note(choices[0])
-        if plan.gated is None or choices[0].impl == "stock":
-            return _project_back(layers[2], self._multiply(layers, x, norm), residual)
-        if self.packing is not None:
-            arrays = self._unpacked(module, norm)
-        if type(layers[0]) in _SHARDED:
-            x = distributed.sum_gradients(layers[0].group)(x)
-        y = plan.gated.run(x, *arrays)
-        if plan.down is None or choices[-1].impl == "stock":
+        fused = plan.gated is not None and choices[0].impl == "fused"
+        if not fused:
+            y = self._multiply(layers, x, norm)
+        else:
+            y = self._run(plan, module, x, norm, arrays)
+        if y is None:
+            if otherwise is not None:
+                why = "a projection gives another dtype than that of x"
+                note(choices[0]._replace(impl="stock", why=why))
+                return otherwise(module, x)
+            raise ValueError(
+                "[feed_forward] projections give the dtype of x, "
+                f"{dtype_name(x.dtype)}, but one does not; cast its weights"
+            )
+        if not fused or plan.down is None or choices[-1].impl == "stock":
             return _project_back(layers[2], y, residual)
         note(choices[-1])
         if residual is not None:
@@ -207,10 +140,10 @@ class Block:
             linear = linear_case(
                 dtype, gate, up, self.variant, gate_bias, up_bias, norm
             )
-        weight = _plain_weight(layer)
+        weight = own_weight(layer)
         if weight is not None:
             down = down_case(dtype, weight, "bias" in layer, residual)
-        N = linear.N if linear else down.K if down else _columns(layer)
+        N = linear.N if linear else down.K if down else columns_of(layer)
         return Cases(linear, mul_case(dtype, N, self.variant, self.packing), down)
 
     def halves(self, module: nn.Module) -> tuple[Half, Half] | None:
@@ -235,17 +168,31 @@ class Block:
 
     def _read(self, module: nn.Module, norm: ops.Norm | None) -> tuple[Any, ...]:
         """Layers, their arrays up to the last layer and of it, and what they are."""
-        layers = [_child(module, name) for name in (self.gate, self.up, self.down)]
-        (gate, gate_bias), (up, up_bias), down = map(_parts, layers)
+        layers = [child_of(module, name) for name in (self.gate, self.up, self.down)]
+        (gate, gate_bias), (up, up_bias), down = map(parts_of, layers)
         arrays, forms = flatten((norm, gate, up, gate_bias, up_bias))
         last, last_forms = flatten(down)
         return layers, arrays, last, (*map(type, layers), forms, last_forms)
 
-    def _unpacked(self, module: nn.Module, norm: ops.Norm | None) -> list[mx.array]:
-        halves = self.halves(module)
-        assert halves is not None
-        (gate, gate_bias), (up, up_bias) = halves
-        return flatten((norm, gate, up, gate_bias, up_bias))[0]
+    def _run(
+        self,
+        plan: BlockPlan,
+        module: nn.Module,
+        x: mx.array,
+        norm: ops.Norm | None,
+        arrays: list[mx.array],
+    ) -> mx.array:
+        """The fused product of gate and up."""
+        assert plan.gated is not None
+        if self.packing is not None:
+            halves = self.halves(module)
+            assert halves is not None
+            (gate, gate_bias), (up, up_bias) = halves
+            arrays = flatten((norm, gate, up, gate_bias, up_bias))[0]
+        layer = child_of(module, self.gate)
+        if type(layer) in SHARDED:
+            x = distributed.sum_gradients(layer.group)(x)
+        return plan.gated.run(x, *arrays)
 
     def _plan(
         self,
@@ -254,7 +201,7 @@ class Block:
         norm: ops.Norm | None,
         residual: bool,
         alone: bool,
-    ) -> _Plan:
+    ) -> BlockPlan:
         check_dtype("feed_forward", "x", x)
         gated, down, refusal = None, None, ""
         try:
@@ -264,8 +211,10 @@ class Block:
                 raise
             refusal = str(error)
         if not alone:
-            refusal = refusal or self._misfit(module, x.dtype)
-        return _Plan(self.cases(module, x.dtype, norm, residual), refusal, gated, down)
+            refusal = self._misfit(module, x.dtype) or refusal
+        return BlockPlan(
+            self.cases(module, x.dtype, norm, residual), refusal, gated, down
+        )
 
     def _products(
         self, module: nn.Module, x: mx.array, norm: ops.Norm | None, residual: bool
@@ -276,7 +225,7 @@ class Block:
         (gate, gate_bias), (up, up_bias) = halves
         given = norm, gate, up, gate_bias, up_bias
         gated = plan_gated(x, self.variant, *given)
-        weight = _plain_weight(layer)
+        weight = own_weight(layer)
         if weight is None:
             return gated, None
         y = mx.zeros((1, gated.case.N), x.dtype)
@@ -288,7 +237,9 @@ class Block:
         It widens where a weight has another dtype; fused operations do not.
         """
         for name in (self.gate, self.up or self.gate, self.down):
-            for part, a in zip(_PARTS, _inside(getattr(module, name)), strict=True):
+            for part, a in zip(
+                PARTS, arrays_inside(getattr(module, name)), strict=True
+            ):
                 if a is not None and a.dtype not in (dtype, mx.uint32, mx.uint8):
                     return (
                         f"{part} of {name} is {dtype_name(a.dtype)} and x "
@@ -298,49 +249,24 @@ class Block:
 
     def _multiply(
         self, layers: Sequence[Any], x: mx.array, norm: ops.Norm | None
-    ) -> mx.array:
-        """The gated product of what the layers give, called one by one."""
+    ) -> mx.array | None:
+        """The gated product of what the layers give, called one by one.
+
+        None where one gives another dtype than that of x.
+        """
         x = x if norm is None else reference.rms_norm(x, norm)
-        gate = project(layers[0], x)
+        own = layers[:1] if self.packing is not None else layers[:2]
+        first, *second = [project(layer, x) for layer in own]
+        if any(a.dtype != x.dtype for a in (first, *second)):
+            return None
         if self.packing is None:
-            return ops.glu_mul(gate, project(layers[1], x), self.variant)
+            return ops.glu_mul(first, second[0], self.variant)
         order, layout = self.packing
-        return ops.glu_mul_packed(gate, self.variant, order=order, layout=layout)
-
-
-def _child(module: nn.Module, name: str) -> Any:
-    """As ``getattr``, which takes its time in a module; "" is no child."""
-    if name in module:
-        return module[name]
-    return getattr(module, name) if name else None
-
-
-def _parts(layer: Any) -> tuple[Any, Any]:
-    """Weight and bias of a layer; arrays and settings inside any other."""
-    weight = weight_of(layer)
-    if weight is not None:
-        return weight, layer.get("bias")
-    settings = vars(inner(layer)) if isinstance(layer, nn.Module) else {}
-    return _inside(layer), tuple(map(settings.get, ("group_size", "bits", "mode")))
-
-
-def _inside(layer: Any) -> tuple[mx.array | None, ...]:
-    own = inner(layer)
-    return tuple(map(own.get if isinstance(own, nn.Module) else {}.get, _PARTS))
-
-
-def _plain_weight(layer: Any) -> Weight | None:
-    return None if type(layer) in _SHARDED else weight_of(layer)
-
-
-def _columns(layer: Any) -> int:
-    """K of a layer that has to be called; 0 where it cannot be seen."""
-    weight = weight_of(inner(layer))
-    return 0 if weight is None else size(weight)[1]
+        return ops.glu_mul_packed(first, self.variant, order=order, layout=layout)
 
 
 def _project_back(layer: Any, y: mx.array, residual: mx.array | None) -> mx.array:
-    weight = _plain_weight(layer)
+    weight = own_weight(layer)
     if weight is not None:
         bias = layer.get("bias")
         return ops.down_linear(y, weight, bias=bias, residual=residual)

@@ -1,5 +1,8 @@
 """What the tests share: the tolerance and the oracle of the proof, as assertions."""
 
+import pytest
+
+from mlx_glu import dispatch
 from mlx_glu.proof.oracle import (
     PHI64,
     PSI64,
@@ -34,6 +37,18 @@ def assert_no_worse(y, stock, oracle, *, terms=0):
     fault = worst(y, stock, oracle, terms=terms).fault
     if fault:
         raise AssertionError(fault)
+
+
+@pytest.fixture
+def set_impl(monkeypatch):
+    """Sets MLX_GLU_IMPL as if it had been set before the process began."""
+
+    def set_to(value):
+        monkeypatch.setenv("MLX_GLU_IMPL", value)
+        dispatch._environment.cache_clear()
+
+    yield set_to
+    dispatch._environment.cache_clear()
 
 
 def pytest_addoption(parser):

@@ -127,29 +127,17 @@ def test_where_a_gpu_is_the_judge_is_asked():
     assert len(asked) == 1
 
 
-@pytest.fixture
-def environment(monkeypatch):
-    """Sets MLX_GLU_IMPL as if it had been set before the process began."""
-
-    def set_to(value):
-        monkeypatch.setenv("MLX_GLU_IMPL", value)
-        dispatch._environment.cache_clear()
-
-    yield set_to
-    dispatch._environment.cache_clear()
-
-
-def test_the_environment_turns_everything_off(environment):
-    environment("stock")
+def test_the_environment_turns_everything_off(set_impl):
+    set_impl("stock")
     for op in OPS:
         with use_impl("fused"):
             choice = select(op, backend="simulator")
         assert choice.impl == "stock"
         assert "MLX_GLU_IMPL=stock" in choice.why
-    environment("fused")
+    set_impl("fused")
     assert select("glu_mul", backend="metal").impl == "fused"
     assert select("glu_mul").impl == "stock"
-    environment("0")
+    set_impl("0")
     with pytest.raises(ValueError, match=r"MLX_GLU_IMPL.*stock, fused but got '0'"):
         select("glu_mul")
 

@@ -92,7 +92,7 @@ LAYERS = [
     {"reference"},
     {"checks", "kernels", "elementwise", "stock"},
     {"fused"},
-    {"choosing"},
+    {"choosing", "linear_layers"},
     {"ops"},
     {"feed_forward"},
     {"layers"},

@@ -220,6 +220,26 @@ def test_half_precision(dtype):
     assert_no_worse(fused, wanted, oracle, terms=K)
 
 
+def test_an_adapter_that_widens_is_the_modules():
+    class Widening(nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear = linear
+
+        def __call__(self, x):
+            return self.linear(x).astype(mx.float32)
+
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        mlp = MLP()
+        mlp.set_dtype(mx.float16)
+        setattr(mlp, name, Widening(mlp[name]))
+        wanted = mlp(x(2, mx.float16))
+        with simulate(mode="fast"):
+            y = fuse(mlp)(x(2, mx.float16))
+        assert y.dtype == wanted.dtype == mx.float32
+        assert mx.allclose(y, wanted, rtol=2e-3, atol=2e-4)
+
+
 @pytest.mark.parametrize("part", ["gate_proj", "down_proj"])
 def test_an_input_that_stock_would_widen_is_stocks(part):
     mlp = MLP()
@@ -388,15 +408,11 @@ def test_stock_means_the_modules_own_code():
     assert calls == [1]
 
 
-def test_the_environment_turns_it_off(monkeypatch):
-    monkeypatch.setenv("MLX_GLU_IMPL", "stock")
-    dispatch._environment.cache_clear()
-    try:
-        mlp = fuse(MLP())
-        run(mlp, x(), fused=False)
-        assert "MLX_GLU_IMPL=stock" in str(explain(mlp))
-    finally:
-        dispatch._environment.cache_clear()
+def test_the_environment_turns_it_off(set_impl):
+    set_impl("stock")
+    mlp = fuse(MLP())
+    run(mlp, x(), fused=False)
+    assert "MLX_GLU_IMPL=stock" in str(explain(mlp))
 
 
 def test_sharded_layers_stay_sharded():

@@ -132,15 +132,11 @@ def test_our_models_are_measured_with_their_norm_and_residual(gpu, clock, tmp_pa
     assert "50.0% faster here" in str(explain(model))
 
 
-def test_off_is_off(gpu, clock, monkeypatch):
-    monkeypatch.setenv("MLX_GLU_IMPL", "stock")
-    dispatch._environment.cache_clear()
-    try:
-        timed = clock(2.0)
-        model = fuse(zoo.build("llama"))
-        assert timed == []
-        assert fused_ops(model)[1] == set()
-        with pytest.raises(ValueError, match="MLX_GLU_IMPL=stock"):
-            tune(model)
-    finally:
-        dispatch._environment.cache_clear()
+def test_off_is_off(gpu, clock, set_impl):
+    set_impl("stock")
+    timed = clock(2.0)
+    model = fuse(zoo.build("llama"))
+    assert timed == []
+    assert fused_ops(model)[1] == set()
+    with pytest.raises(ValueError, match="MLX_GLU_IMPL=stock"):
+        tune(model)

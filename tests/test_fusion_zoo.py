@@ -9,8 +9,8 @@ from mlx.utils import tree_flatten
 from sim_programs import needs_simulator
 
 from mlx_glu import dispatch, fuse, simulate, unfuse
-from mlx_glu.feed_forward import weight_of
 from mlx_glu.fusion.survey import survey
+from mlx_glu.linear_layers import weight_of
 from mlx_glu.proof.oracle import linear64, oracle_mul
 from mlx_glu.proof.tolerance import f64
 

@@ -312,8 +312,8 @@ def test_without_an_apple_gpu(monkeypatch, store):
             tuning.tune([(GLU, 1)], store=store, **given)
 
 
-def test_with_everything_turned_off(monkeypatch, store):
-    monkeypatch.setenv("MLX_GLU_IMPL", "stock")
+def test_with_everything_turned_off(set_impl, store):
+    set_impl("stock")
     with pytest.raises(ValueError, match=r"^\[tune\] MLX_GLU_IMPL=stock turns all"):
         tune([(GLU, 1)], store, Clock())
 

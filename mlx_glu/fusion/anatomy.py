@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..feed_forward import inner
+from ..linear_layers import inner
 
 
 class Roles(NamedTuple):

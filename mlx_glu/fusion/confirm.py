@@ -10,7 +10,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ..dispatch import use_impl
-from ..feed_forward import Block, weight_of
+from ..feed_forward import Block
+from ..linear_layers import weight_of
 from ..proof.oracle import linear64, oracle_mul
 from ..proof.tolerance import f64, worst
 from .anatomy import projections

@@ -14,8 +14,9 @@ from mlx.utils import tree_flatten
 from .. import dispatch
 from ..choosing import decide, mul_case
 from ..dispatch import MAX_M, MUL_RANGES, PRODUCT_RANGES, Case, Choice
-from ..feed_forward import Cases, inner
+from ..feed_forward import Cases
 from ..layers import GatedMLP
+from ..linear_layers import inner
 from ..quantization import DENSE, FLOATS, Quantization
 from . import anatomy
 from .patches import block_of, experts_of

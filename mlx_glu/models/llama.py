@@ -13,8 +13,8 @@ import mlx.nn as nn
 from ..cache import KVCache, RotatingKVCache
 from ..config import ModelConfig
 from ..families import SLIDING
-from ..feed_forward import project
 from ..layers import GatedMLP, RMSNorm
+from ..linear_layers import project
 from ..rope import Rope
 
 Mask = mx.array | str | None
