@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from tiny_checkpoint import config_of, write_checkpoint
 
+from mlx_glu import dispatch
 from mlx_glu.cli import main
 from mlx_glu.dispatch import Case
 from mlx_glu.paired import Comparison
@@ -13,6 +15,12 @@ from mlx_glu.tuning import Machine, judging
 from mlx_glu.tuning.store import default_store
 from mlx_glu.tuning.verdicts import Verdict, key_of
 from mlx_glu.variants import VARIANTS
+
+
+@pytest.fixture(autouse=True)
+def _uncounted(monkeypatch):
+    """No calls of other tests."""
+    monkeypatch.setattr(dispatch, "_counts", Counter())
 
 
 def explain(capsys, *words):
