@@ -269,9 +269,12 @@ def _fusing(load: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(load)
     def load_fused(*args: Any, **kwargs: Any) -> Any:
         loaded = load(*args, **kwargs)
-        model = fuse(loaded[0])
         name = args[0] if args else next(iter(kwargs.values()), "")
-        logging.getLogger(__name__).info("%s: %s", name, summary(model))
+        log = logging.getLogger(__name__)
+        try:
+            log.info("%s: %s", name, summary(fuse(loaded[0])))
+        except Exception as error:  # a server serves, if need be by stock
+            log.warning("%s: not fused: %s: %s", name, type(error).__name__, error)
         return loaded
 
     return load_fused

@@ -40,7 +40,7 @@ class Variant:
 
     def __str__(self) -> str:
         own = VARIANTS.get(self.name, self).params
-        changed = [f"{k}={v:g}" for k, v in self.params if (k, v) not in own]
+        changed = [f"{k}={v!r}" for k, v in self.params if (k, v) not in own]
         return self.name + (f"({', '.join(changed)})" if changed else "")
 
     @property

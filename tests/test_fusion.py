@@ -1,7 +1,9 @@
 """What fusing must not break, one test for each way in which others broke it."""
 
 import copy
+import pickle
 from collections import Counter
+from itertools import product
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +27,8 @@ from mlx_glu import (
     use_impl,
 )
 from mlx_glu.feed_forward import Block
+from mlx_glu.fusion import patches, probing
+from mlx_glu.fusion.confirm import confirm
 from mlx_glu.fusion.explanation import folded
 from mlx_glu.fusion.patches import block_of
 from mlx_glu.fusion.survey import survey
@@ -136,12 +140,157 @@ def test_another_activation_is_left_alone(act):
     assert "none of the table" in str(explain(mlp))
 
 
-@pytest.mark.parametrize("kind", [Scaled, Residual, Sparse])
+class Dropping(MLP):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def __call__(self, x):
+        return self.dropout(super().__call__(x))
+
+
+class Learned(MLP):
+    def __init__(self):
+        super().__init__()
+        self.scale = mx.array(1.0)  # until it is loaded or trained
+
+    def __call__(self, x):
+        return self.scale * super().__call__(x)
+
+
+class Widened(MLP):
+    def __call__(self, x):
+        gate = nn.silu(self.gate_proj(x).astype(mx.float32))
+        return self.down_proj(gate * self.up_proj(x))
+
+
+class Narrow(MLP):
+    def __call__(self, x):
+        y = super().__call__(x)
+        return mx.clip(y, -0.05, 0.05) if x.dtype == mx.float16 else y
+
+
+class Decoding(MLP):
+    def __call__(self, x):
+        y = super().__call__(x)
+        return y * 0.5 if x.shape[-2] == 1 else y
+
+
+class Batched(MLP):
+    def __call__(self, x):
+        return super().__call__(x) * x.shape[0]
+
+
+OTHERS = [Scaled, Residual, Sparse, Dropping, Learned, Widened, Narrow, Decoding]
+
+
+@pytest.mark.parametrize("kind", [*OTHERS, Batched])
 def test_a_call_that_does_more_is_left_alone(kind):
-    mlp = kind()
+    mlp = kind().eval()  # without dropout
     before = mlp(x())
     assert type(fuse(mlp)) is kind
     assert mx.array_equal(run(mlp, x(), fused=False), before)
+
+
+def test_a_single_input_says_nothing():
+    mlp = MLP()
+    mlp.gate_proj, mlp.up_proj = nn.Linear(1, 4), nn.Linear(1, 4)
+    mlp.down_proj = nn.Linear(4, 1)
+    assert type(fuse(mlp)) is MLP
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_block_is_confirmed_with_real_weights(bits):
+    mlp, packed = MLP(bias=True), Packed()
+    if bits:
+        nn.quantize(mlp, 32, bits)
+        nn.quantize(packed, 32, bits)
+    right = {Block(VARIANTS["swiglu"])}
+    wrong = {Block(v) for v in VARIANTS.values() if "swiglu" not in v.name}
+    wrong.add(Block(VARIANTS["swiglu"], "up_proj", "gate_proj"))
+    assert all(confirm(mlp, block) == "" for block in right)
+    assert all("worse than stock" in confirm(mlp, block) for block in wrong)
+    names = "proj_1", "", "proj_2"
+    orders = product(("gate_first", "value_first"), ("concat", "interleave"))
+    found = {
+        how: confirm(packed, Block(VARIANTS["geglu"], *names, how)) for how in orders
+    }
+    assert [how for how, fault in found.items() if not fault] == [
+        ("gate_first", "concat")
+    ]
+
+
+def test_a_module_that_raises_is_left_alone():
+    mlp = nn.Sequential(MLP(), MLP())
+    mlp.layers[1].gate_proj.bias = mx.zeros((1, N))  # MLX broadcasts it
+    before = mlp(x())
+    fuse(mlp)
+    assert [block_of(m) is not None for m in mlp.layers] == [True, False]
+    assert close(run(mlp, x()), before)
+
+
+def test_alike_modules_are_probed_once(monkeypatch, tmp_path):
+    model = nn.Sequential(*(MLP() for _ in range(4)))
+    model.layers[3].act = nn.relu
+    probed = []
+    real = probing.probe_block
+    count = lambda *given: probed.append(1) or real(*given)
+    monkeypatch.setattr(probing, "probe_block", count)
+    assert units(model) == ["swiglu"] * 3 + ["reglu"]
+    assert len(probed) == 2
+
+
+def test_settings_in_lists_tell_modules_apart():
+    class Listed(MLP):
+        def __init__(self, scales):
+            super().__init__()
+            self.scales = scales
+
+        def __call__(self, x):
+            return self.scales[0] * super().__call__(x)
+
+    model = nn.Sequential(Listed([1.0]), Listed([3.0]))
+    assert [bool(site.block) for site in survey(model)] == [True, False]
+
+
+def test_arguments_by_name():
+    class Named(MLP):
+        def __call__(self, hidden_states):
+            return super().__call__(hidden_states)
+
+    mlp = fuse(Named())
+    assert block_of(mlp)
+    assert mx.array_equal(mlp(hidden_states=x()), mlp(x()))
+
+
+def test_a_fused_model_is_pickled_and_copied():
+    for name in ("llama", "gpt_oss"):
+        model = fuse(zoo.build(name))
+        for site in survey(model):
+            module = pickle.loads(pickle.dumps(site.module))
+            assert type(module) is type(site.module)
+            assert type(copy.deepcopy(module)) is type(site.module)
+            assert survey(unfuse(module))
+
+
+def test_a_call_that_is_replaced_later_is_seen():
+    class Own(MLP):
+        pass
+
+    fuse(Own())
+    Own.__call__ = lambda self, x: 0 * MLP.__call__(self, x)
+    mlp = Own()
+    patches.patch_block(mlp, Block(VARIANTS["swiglu"]))
+    assert not mx.any(mlp(x()))
+
+
+def test_a_subclass_of_our_block_with_its_own_call():
+    class Doubled(GatedMLP):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    mlp = Doubled(K, N)
+    assert "none of the table" in str(explain(fuse(mlp)))
 
 
 def test_roles_do_not_go_by_name():

@@ -25,7 +25,8 @@ def fuse(model: Model, *, measure: bool = True) -> Model:
     activation by probing; compares block and module before it is kept. Parameters and
     their names, quantization, adapters, sharding and training stay as they are, and
     each call still asks ``dispatch``: what is not fused runs the module's own code.
-    :func:`explain` says what was found and what runs.
+    :func:`explain` says what was found and what runs. Fuse after loading: settings
+    that are changed afterwards, such as the limit of a clamp, are not seen.
 
     Args:
         model: any tree of MLX modules; changed in place.
@@ -36,7 +37,9 @@ def fuse(model: Model, *, measure: bool = True) -> Model:
         ``model``.
     """
     for site in survey(model):
-        if site.block is not None and patches.is_foreign(site.module):
+        if patches.is_ours(site.module) or patches.block_of(site.module) is not None:
+            continue
+        if site.block is not None:
             patches.patch_block(site.module, site.block)
         elif site.experts is not None and patches.experts_of(site.module) is None:
             patches.patch_experts(site.module, site.experts)

@@ -11,11 +11,11 @@ import numpy as np
 
 from ..dispatch import use_impl
 from ..feed_forward import Block
-from ..linear_layers import weight_of
+from ..linear_layers import PARTS, weight_of
 from ..proof.oracle import linear64, oracle_mul
 from ..proof.tolerance import f64, worst
 from .anatomy import projections
-from .probing import Wire
+from .probing import Unknown, Wire
 
 _ROWS = 32
 
@@ -45,7 +45,8 @@ def confirm(module: nn.Module, block: Block) -> str:
     halves = [_product64(x, getattr(small, name)) for name in names]
     gate, up = _pair(halves, block)
     oracle = oracle_mul(gate, up, block.variant)
-    return worst(given, expected, oracle, terms=K).fault
+    # The module is judged by what the block claims that it is.
+    return worst(expected, given, oracle, terms=K).fault
 
 
 def _product64(x: mx.array, layer: Any) -> np.ndarray:
@@ -71,8 +72,10 @@ def _first_rows(layer: Any, block: Block) -> Any:
     if block.packing is not None and block.packing[1] == "concat":
         few = min(_ROWS, N // 2)
         rows = mx.concatenate([mx.arange(few), mx.arange(few) + N // 2])
-    for name in ("weight", "scales", "biases", "bias"):
+    for name in PARTS:
         a = layer.get(name)
+        if a is not None and a.shape[0] != N:
+            raise Unknown(f"its {name} is {a.shape} beside a weight of {N} rows")
         if a is not None:
             is_float = mx.issubdtype(a.dtype, mx.floating)
             small[name] = a[rows].astype(mx.float32) if is_float else a[rows]

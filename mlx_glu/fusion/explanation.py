@@ -15,14 +15,13 @@ from .. import dispatch
 from ..choosing import decide, mul_case
 from ..dispatch import MAX_M, MUL_RANGES, PRODUCT_RANGES, Case, Choice
 from ..feed_forward import Cases
-from ..layers import GatedMLP
 from ..linear_layers import inner
 from ..quantization import DENSE, FLOATS, Quantization
 from . import anatomy
-from .patches import block_of, experts_of
+from .patches import block_of, experts_of, is_ours
 from .survey import Site, survey
 
-_HEAD = ("feed-forward", "unit", "K x N", "format", "calls")
+_HEAD = ("feed-forward", "unit", "K x N", "format", "calls in this process")
 _UNTOUCHED = "stock", "not fused yet: mlx_glu.fuse(model)"
 
 
@@ -112,14 +111,14 @@ def _describe(site: Site, dtype: mx.Dtype) -> tuple[Row, set[Case]]:
         ), set()
     block = site.block
     cases = block.cases(site.module, dtype)
-    if isinstance(site.module, GatedMLP):
+    if is_ours(site.module):
         cases = _as_called(cases)
     names = [name for name in (block.gate, block.up, block.down) if name]
     layers = [getattr(site.module, name) for name in names]
     K = anatomy.size_of(layers[0])
     row = Row(kind, str(block.variant), f"{K[1] if K else '?'} x {cases.mul.N}", "", [])
     row.formats = _formats(layers)
-    if isinstance(site.module, GatedMLP) or block_of(site.module) is not None:
+    if is_ours(site.module) or block_of(site.module) is not None:
         starts = [first for first, _ in PRODUCT_RANGES] + [MAX_M + 1]
         row.runs = _merged((M, cases.choices(M)) for M in starts)
     else:

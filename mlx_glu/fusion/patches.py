@@ -46,9 +46,10 @@ def unpatch(module: nn.Module) -> bool:
     return False
 
 
-def is_foreign(module: nn.Module) -> bool:
-    """Whether a module asks dispatch neither by itself nor by a patch."""
-    return not isinstance(module, GatedMLP) and block_of(module) is None
+def is_ours(module: nn.Module) -> bool:
+    """Whether a module asks dispatch by itself."""
+    call: Any = type(module).__call__
+    return isinstance(module, GatedMLP) and call is GatedMLP.__call__
 
 
 def block_of(module: nn.Module) -> Block | None:
@@ -66,14 +67,14 @@ def experts_of(module: nn.Module) -> Experts | None:
 
 @cache
 def _block_class(kind: type[nn.Module], block: Block) -> type[nn.Module]:
-    original = kind.__call__
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Read at each call, for a program may replace it.
+        original = kind.__call__
+        if kwargs or len(args) != 1 or not _is_plain(args[0]):
+            return original(self, *args, **kwargs)
+        return block(self, args[0], otherwise=original)
 
-    def __call__(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs or not _is_plain(x):
-            return original(self, x, *args, **kwargs)
-        return block(self, x, otherwise=original)
-
-    made: type[nn.Module] = _subclass(kind, __call__, _glu_block=block)
+    made: type[nn.Module] = _subclass(kind, block, __call__, _glu_block=block)
     return made
 
 
@@ -99,10 +100,10 @@ class _Function:
 
 @cache
 def _activation_class(kind: type, experts: Experts) -> type:
-    original = kind.__call__
     variant, value_first = experts
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        original: Any = kind.__call__
         if kwargs or len(args) != 2 or not _are_pair(*args):
             return original(self, *args, **kwargs)
         gate, up = reversed(args) if value_first else args
@@ -113,7 +114,7 @@ def _activation_class(kind: type, experts: Experts) -> type:
         note(choice)
         return original(self, *args)
 
-    made: type = _subclass(kind, __call__, _glu_experts=experts)
+    made: type = _subclass(kind, experts, __call__, _glu_experts=experts)
     return made
 
 
@@ -126,6 +127,18 @@ def _are_pair(gate: Any, up: Any) -> bool:
     return same and gate.shape == up.shape
 
 
-def _subclass(kind: type, call: Any, **attributes: Any) -> Any:
-    body = {"__call__": call, "__module__": kind.__module__, **attributes}
-    return type(f"Fused{kind.__name__}", (kind,), body)
+def _subclass(kind: type, how: Block | Experts, call: Any, **attributes: Any) -> Any:
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        # A class that was made cannot be found by name, so it is made again.
+        original: Any = kind.__reduce_ex__
+        return _rebuild, (kind, how), *original(self, protocol)[2:]
+
+    body = {"__call__": call, "__reduce_ex__": __reduce_ex__, **attributes}
+    name = f"Fused{kind.__name__}"
+    return type(name, (kind,), {"__module__": kind.__module__, **body})
+
+
+def _rebuild(kind: Any, how: Any) -> Any:
+    make: Any = _block_class if isinstance(how, Block) else _activation_class
+    made = make(kind, how)
+    return made.__new__(made)

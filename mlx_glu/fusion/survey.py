@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..feed_forward import Block
-from ..layers import GatedMLP
+from ..linear_layers import PARTS, inner
 from ..variants import Variant
 from . import anatomy, probing
 from .confirm import confirm
-from .patches import block_of, experts_of
+from .patches import block_of, experts_of, is_ours
 from .probing import Unknown
 
 
@@ -69,7 +69,7 @@ def _natural(path: str) -> list[tuple[bool, int, str]]:
 
 
 def _already(path: str, module: nn.Module) -> Site | None:
-    if isinstance(module, GatedMLP):
+    if is_ours(module):
         return Site(path, module, module.block)
     block = block_of(module)
     if block is not None:
@@ -103,19 +103,21 @@ def _probe(path: str, module: nn.Module) -> Site | None:
             faults.append(str(unknown))
             continue
         block = Block(variant, *roles, packing=packing)
-        fault = confirm(module, block)
+        try:
+            fault = confirm(module, block)
+        except Exception as error:  # of a stranger's module
+            fault = str(error)
         if fault:
-            fault = f"not fused, as it would change: {fault}"
-            return Site(path, module, fault=fault)
+            return Site(path, module, fault=f"not as its activation says: {fault}")
         return Site(path, module, block)
-    if not _is_named_like_one(module):
+    if len(anatomy.projections(module)) == 2 and not _is_named_like_one(module):
         return None
     fault = faults[0] if faults else "not a GLU: two projections and no gate"
     return Site(path, module, fault=fault)
 
 
 def _is_named_like_one(module: nn.Module) -> bool:
-    """Attention has projections too; what nobody calls a feed-forward is none."""
+    """Much has two projections; what nobody calls a feed-forward is none."""
     name = type(module).__name__.lower()
     return any(part in name for part in ("mlp", "ffn", "feedforward", "expert"))
 
@@ -127,13 +129,23 @@ def _settings(module: nn.Module) -> Hashable:
     """
     own: list[Hashable] = [type(module)]
     for name, value in sorted(vars(module).items()):
-        plain = isinstance(value, bool | int | float | str | type(None))
-        own.append((name, value if plain else id(value)))
-    for name, child in module.children().items():
-        if isinstance(child, nn.Module):
-            size = anatomy.size_of(child)
-            own.append((name, _settings(child) if size is None else size))
+        if name != "_no_grad":  # an object of each module's own
+            plain = isinstance(value, bool | int | float | str | type(None))
+            own.append((name, value if plain else id(value)))
     for name, value in module.items():
         if isinstance(value, mx.array):
             own.append((name, value.item() if value.size == 1 else value.shape))
+        elif not isinstance(value, nn.Module):
+            own.append((name, repr(value)))
+        elif anatomy.size_of(value) is None:
+            own.append((name, _settings(value)))
+        else:
+            own.append((name, type(value), *_projection(inner(value))))
     return tuple(own)
+
+
+def _projection(layer: Any) -> Iterator[Hashable]:
+    for name in PARTS:
+        a = layer.get(name)
+        yield None if a is None else (a.shape, a.dtype)
+    yield from map(vars(layer).get, ("group_size", "bits", "mode"))
