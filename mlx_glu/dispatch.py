@@ -198,7 +198,7 @@ def _environment() -> str | None:
     if value not in (None, *IMPLS):
         raise ValueError(
             f"[dispatch] {ENVIRONMENT} is one of {', '.join(IMPLS)} but got {value!r}; "
-            "unset it to let select decide"
+            "unset it, and what was measured decides"
         )
     return value
 

@@ -182,7 +182,8 @@ def fuse_on_load(program: ModuleType) -> Iterator[None]:
     """Fuse every model that a program of mlx-lm loads inside a ``with`` block.
 
     Draft models and models with adapters too. Each is logged at level INFO, with what
-    runs fused. This serves with mlx-lm's own server, and takes its flags::
+    runs fused; on a CPU 16-bit parameters become float32. This serves with mlx-lm's
+    own server, and takes its flags::
 
         import mlx_glu, mlx_lm.server
         with mlx_glu.fuse_on_load(mlx_lm.server): mlx_lm.server.main()
@@ -197,7 +198,7 @@ def fuse_on_load(program: ModuleType) -> Iterator[None]:
     if not callable(getattr(program, "load", None)):
         raise ValueError(
             f"[fuse_on_load] expected a module with a function `load`, as mlx_lm.server"
-            f" of mlx-lm 0.32 has, but {program.__name__} has none; call mlx_glu.fuse "
+            f" of mlx-lm 0.32 has, but {program!r} has none; call mlx_glu.fuse "
             "on the model yourself"
         )
     originals = {n: getattr(program, n) for n in _LOADERS if hasattr(program, n)}
@@ -272,6 +273,7 @@ def _fusing(load: Callable[..., Any]) -> Callable[..., Any]:
         name = args[0] if args else next(iter(kwargs.values()), "")
         log = logging.getLogger(__name__)
         try:
+            log.info("%s: %s", name, _widen(loaded[0]))
             log.info("%s: %s", name, summary(fuse(loaded[0])))
         except Exception as error:  # a server serves, if need be by stock
             log.warning("%s: not fused: %s: %s", name, type(error).__name__, error)

@@ -444,3 +444,11 @@ def test_machine():
 def test_numbers_are_readable():
     row = rows.compared(Row("ffn", "a", "m", M=1), {"a": [0.01234567] * 3}, 1, 1)
     assert rows.cells(row)[2:4] == ["12346", "12346 - 12346"]
+
+
+def test_a_few_runs_prove_nothing(capsys):
+    flags = ("--shape", "64x128", "--rows", 1, "-n", 4, "--no-simulate")
+    _, out, _ = run_cli(capsys, *flags, "--max-variation", 1000)
+    row = next(line for line in out.splitlines() if " concat " in line)
+    assert "too few runs" in row
+    assert row.split()[-4] == "-"  # no interval

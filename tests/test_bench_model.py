@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import sys
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -50,7 +51,9 @@ def test_both_arms_in_turns(folder):
     """Of our own model: one kernel a token and layer, where a kernel exists."""
     clock = Clock(stock_prompt=2.0, fused_prompt=1.0, fused_decode=1.25)
     with simulate():
-        rows = measure(load(str(folder), "mlx-glu"), QUICK, timer=clock)
+        rows = measure(
+            load(str(folder), "mlx-glu"), replace(QUICK, trials=5), timer=clock
+        )
     found = {(row.op, row.arm): row for row in rows}
     assert list(found) == [
         *(("prompt", "stock"), ("prompt", "fused")),

@@ -1,6 +1,7 @@
 """The report of mlx-glu bench: one file that needs no other, and charts."""
 
 import importlib.util
+import os
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -186,3 +187,15 @@ def test_cli_writes_both(tmp_path, capsys):
     shown = [" ".join(row).split() for row in found.rows]
     assert len(lines) == 4
     assert all(line in shown for line in lines)
+
+
+def test_only_a_file_is_replaced_and_a_link_stays_one(tmp_path):
+    pipe, real, link = tmp_path / "pipe", tmp_path / "real", tmp_path / "link"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="is a device or a pipe; name a file"):
+        report.check_path("--report", pipe)
+    link.symlink_to(real)
+    report.check_path("--report", link)
+    report.write(link, b"new")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"

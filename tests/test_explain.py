@@ -68,6 +68,8 @@ def test_what_was_measured_is_printed_and_forgotten(measured, capsys):
     assert str(measured) in out
     explain(capsys, "--reset-tuning")
     assert not measured.exists()
+    main(["explain", "--reset-tuning"])
+    assert "nothing had been measured" in capsys.readouterr().err
     assert "nothing has been measured" in explain(capsys, "--tuning")
 
 

@@ -626,6 +626,18 @@ def test_paths_are_folded():
     assert folded(["a.0.b.1", "a.0.b.2"]) == "a.0.b.1, a.0.b.2"
 
 
+@pytest.mark.parametrize("call", [fuse, unfuse, explain])
+def test_what_load_returns_is_not_a_model(call):
+    with pytest.raises(ValueError, match=r"^\[fuse\] expected an mlx.nn.Module.*tuple"):
+        call((MLP(), "tokenizer"))
+
+
+def test_a_wrong_environment_is_said_and_not_taken_for_a_fault(set_impl):
+    set_impl("off")
+    with pytest.raises(ValueError, match="MLX_GLU_IMPL is one of stock, fused"):
+        fuse(MLP())
+
+
 def test_a_model_without_feed_forwards():
     assert "no feed-forward" in str(explain(nn.Linear(3, 4)))
     assert fuse(nn.Linear(3, 4))

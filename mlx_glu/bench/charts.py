@@ -77,7 +77,7 @@ def _series(
     series: dict[str, Series] = {}
     for row in rows:
         y, low, high = (getattr(row, name) for name in names)
-        if y is None:
+        if y is None or low is None:  # not timed, or too few runs for an interval
             continue
         x = positions[str(row.M) if row.op == "ffn" else row.op]
         own = series.setdefault(row.arm, Series(row.arm, []))

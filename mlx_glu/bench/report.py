@@ -118,10 +118,13 @@ def check_path(flag: str, path: Path) -> None:
     Raises:
         ValueError: it cannot; the message says why.
     """
-    if path.is_dir():
+    target = path.resolve()  # a link stays one
+    if target.is_dir():
         raise ValueError(f"{flag} {path} is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{flag} {path} is a device or a pipe; name a file")
     try:
-        _temporary(path).unlink()
+        _temporary(target).unlink()
     except OSError as error:
         raise ValueError(
             f"{flag} {path} cannot be written: {error.strerror}"
@@ -130,10 +133,11 @@ def check_path(flag: str, path: Path) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write a whole file or none; an old one is replaced."""
-    work = _temporary(path)
+    target = path.resolve()
+    work = _temporary(target)
     try:
         work.write_bytes(content)
-        os.replace(work, path)
+        os.replace(work, target)
     finally:
         with suppress(FileNotFoundError):
             work.unlink()

@@ -10,6 +10,10 @@ from .. import paired
 
 #: Verdicts beside those of ``paired.Comparison``; the first two make the command fail.
 WRONG, NOISY, BASELINE, NOT_RUN = "WRONG", "too noisy", "baseline", "not run"
+TOO_FEW = "too few runs"
+
+#: Blocks below which an interval says nothing.
+LEAST_BLOCKS = 5
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def compared(
     if row.arm != baseline:
         found = paired.compare(timed[baseline], timed[row.arm])
         row, verdict = replace(row, **found._asdict()), found.verdict
+        if len(timed[row.arm]) < LEAST_BLOCKS:
+            row, verdict = replace(row, low=None, high=None), TOO_FEW
     # Half of what was compared is the baseline.
     for arm in dict.fromkeys((row.arm, baseline)):
         variation = paired.spread(timed[arm]).variation

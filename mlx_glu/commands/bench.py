@@ -176,7 +176,7 @@ def _failures(rows: "Sequence[Row]", max_variation: float) -> Iterator[str]:
         yield (
             f"{noisy} of {timed} timed rows varied by more than {max_variation:.0%}: "
             "no verdict on them; end other programs, plug in the power, let the "
-            "machine cool (--delay 0.5), measure longer (-n 30), or allow more "
+            "machine cool (--delay 0.5), or allow more "
             "(--max-variation)"
         )
 

@@ -60,6 +60,8 @@ def _tuning(reset: bool) -> None:
     from .. import tuning
 
     if reset:
-        print(f"removed {tuning.reset()}", file=sys.stderr)
+        path = tuning.reset()
+        said = f"removed {path}" if path else "nothing had been measured"
+        print(said, file=sys.stderr)
     else:
         print(tuning.report())

@@ -11,7 +11,7 @@ from ..dispatch import is_off
 from . import patches
 from .explanation import Explanation, Row, explain
 from .measured import tune
-from .survey import survey
+from .survey import check_model, survey
 
 __all__ = ["Explanation", "Row", "explain", "fuse", "tune", "unfuse"]
 
@@ -35,6 +35,9 @@ def fuse(model: Model, *, measure: bool = True) -> Model:
 
     Returns:
         ``model``.
+
+    Raises:
+        ValueError: ``model`` is no module, or ``MLX_GLU_IMPL`` is wrong.
     """
     for site in survey(model):
         if patches.is_ours(site.module) or patches.block_of(site.module) is not None:
@@ -56,7 +59,11 @@ def unfuse(model: Model) -> Model:
 
     Returns:
         ``model``.
+
+    Raises:
+        ValueError: ``model`` is no module.
     """
+    check_model(model)
     for module in model.modules():
         patches.unpatch(module)
     return model

@@ -60,7 +60,7 @@ class Explanation:
         lines: list[Sequence[str]] = [_HEAD]
         for row in self.rows:
             calls = ", ".join(f"{n} {impl}" for impl, n in sorted(row.calls.items()))
-            first = f"{folded(row.paths)} ({row.kind})"
+            first = f"{folded(row.paths) or 'the model'} ({row.kind})"
             lines.append((first, row.unit or "?", row.size, row.formats, calls))
         if not any(row.calls for row in self.rows):
             lines = [line[:-1] for line in lines]
@@ -89,9 +89,10 @@ def explain(model: nn.Module) -> Explanation:
         A row for each kind of feed-forward: its modules, variant, sizes and formats,
         and the choice for each range of M, the rows of x. ``str`` makes a table of it.
     """
+    sites = survey(model)
     default = dtype_of(model)
     rows: dict[tuple[Any, ...], Row] = {}
-    for site in survey(model):
+    for site in sites:
         row, cases = _describe(site, dtype_of(site.module) or default or mx.bfloat16)
         key = row.kind, row.unit, row.size, row.formats, tuple(row.runs)
         rows.setdefault(key, row).paths.append(site.path)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..dispatch import is_off
 from ..feed_forward import Block
 from ..linear_layers import PARTS, inner
 from ..variants import Variant
@@ -40,7 +41,12 @@ def survey(model: nn.Module) -> list[Site]:
     """Find the feed-forwards of a model, each module once, in their order.
 
     Activations are probed once for each class and its settings.
+
+    Raises:
+        ValueError: ``model`` is no module, or ``MLX_GLU_IMPL`` is wrong.
     """
+    check_model(model)
+    is_off()  # else its error would be taken for one of a stranger's module
     known: dict[Hashable, Site | None] = {}
     seen: set[int] = set()
     sites = []
@@ -57,6 +63,15 @@ def survey(model: nn.Module) -> list[Site]:
         if site is not None:
             sites.append(site._replace(path=path, module=module))
     return sites
+
+
+def check_model(model: object) -> None:
+    """A module, and not what ``mlx_lm.load`` returns."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"[fuse] expected an mlx.nn.Module but got {type(model).__name__}; load() "
+            "returns a model and a tokenizer, pass the first"
+        )
 
 
 def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -47,13 +47,14 @@ def reset(store: Store | None = None) -> Path | None:
         store: by default the user's cache.
 
     Returns:
-        The file that is gone; None where verdicts were in memory alone.
+        The file that is gone; None where there was none.
 
     Raises:
         ValueError: the file cannot be removed.
     """
     store = store or default_store()
+    path = store.path if store.path is not None and store.path.exists() else None
     store.reset()
     self_test.forget()
     judging.forget()
-    return store.path
+    return path
