@@ -161,8 +161,8 @@ class Block:
             return None
         N, bias = rows(gate) // 2, layer.get("bias")
         first, second = (
-            Half(take_rows(gate, i, i + N), None if bias is None else bias[i : i + N])
-            for i in (0, N)
+            Half(take_rows(gate, part), None if bias is None else bias[part])
+            for part in (slice(N), slice(N, 2 * N))
         )
         return (first, second) if order == "gate_first" else (second, first)
 

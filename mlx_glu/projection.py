@@ -108,7 +108,7 @@ def _split(
     for stream, start, end in zip(streams, cuts, cuts[1:], strict=False):
         with mx.stream(stream):
             own = None if bias is None else bias[start:end]
-            parts.append(run(x, take_rows(weight, start, end), own))
+            parts.append(run(x, take_rows(weight, slice(start, end)), own))
     return mx.concatenate(parts, axis=-1)
 
 

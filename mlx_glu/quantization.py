@@ -103,15 +103,15 @@ def size(weight: Weight) -> tuple[int, int]:
     return N, K
 
 
-def take_rows(weight: Weight, start: int, end: int) -> Weight:
-    """Rows ``start`` to ``end`` of a weight [N, K], as a weight."""
+def take_rows(weight: Weight, rows: slice | mx.array) -> Weight:
+    """Some rows of a weight [N, K], as a weight; of a slice they are views."""
     if not isinstance(weight, QuantizedWeight):
-        return weight[start:end]
+        return weight[rows]
     biases = weight.biases
     return weight._replace(
-        weight=weight.weight[start:end],
-        scales=weight.scales[start:end],
-        biases=None if biases is None else biases[start:end],
+        weight=weight.weight[rows],
+        scales=weight.scales[rows],
+        biases=None if biases is None else biases[rows],
     )
 
 

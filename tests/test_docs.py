@@ -82,7 +82,7 @@ def test_variant_table_is_the_table():
 #: Lower modules first; a module imports only from rows above its own.
 LAYERS = [
     {"variants", "tracing", "paired", "blas", "safetensors", "cache", "sample"}
-    | {"destination", "metal_source", "packing", "user_cache"},
+    | {"destination", "metal_source", "packing", "user_cache", "tables"},
     {"dispatch", "fields", "metal_sim"},
     {"jit"},
     {"quantization", "rope", "families", "gguf", "tokenizer", "checkpoint"},

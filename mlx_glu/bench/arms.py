@@ -13,9 +13,10 @@ import mlx.nn as nn
 import numpy as np
 
 from .. import dispatch, ops, variants
+from ..linear_layers import weight_of
 from ..proof.oracle import down_linear64, glu_linear64
 from ..proof.tolerance import EPS, f64, worst
-from ..quantization import Quantization, QuantizedWeight, Weight, dtype_name
+from ..quantization import Quantization, Weight, dtype_name, take_rows
 from .shapes import Shape
 
 #: Of the norm before the FFN.
@@ -147,12 +148,12 @@ def _concat_hidden(layer: Layer, x: mx.array) -> mx.array:
 
 
 def _fused_hidden(layer: Layer, x: mx.array, norm: ops.Norm | None = None) -> mx.array:
-    gate, up = weight_of(layer.gate_proj), weight_of(layer.up_proj)
+    gate, up = _weight(layer.gate_proj), _weight(layer.up_proj)
     return ops.glu_linear(x, gate, up, layer.shape.variant, norm=norm)
 
 
 def _fused_output(layer: Layer, h: mx.array, x: mx.array) -> mx.array:
-    return x + ops.down_linear(h, weight_of(layer.down_proj))
+    return x + ops.down_linear(h, _weight(layer.down_proj))
 
 
 def _block_hidden(layer: Layer, x: mx.array) -> mx.array:
@@ -160,7 +161,7 @@ def _block_hidden(layer: Layer, x: mx.array) -> mx.array:
 
 
 def _block_output(layer: Layer, h: mx.array, x: mx.array) -> mx.array:
-    return ops.down_linear(h, weight_of(layer.down_proj), residual=x)
+    return ops.down_linear(h, _weight(layer.down_proj), residual=x)
 
 
 #: By name; the first is what the others are compared with. The activations of stock:
@@ -193,12 +194,9 @@ def bytes_moved(arm: Arm, layer: Layer, x: mx.array) -> int:
     return layer.weight_bytes + M * each * x.dtype.size
 
 
-def weight_of(module: nn.Module) -> Weight:
-    """The weight of a linear layer, as the operations take it."""
-    if isinstance(module, nn.QuantizedLinear):
-        arrays = module.weight, module.scales, module.get("biases")
-        return QuantizedWeight(*arrays, module.group_size, module.bits, module.mode)
-    weight: mx.array = module["weight"]
+def _weight(layer: nn.Module) -> Weight:
+    weight = weight_of(layer)
+    assert weight is not None
     return weight
 
 
@@ -214,8 +212,8 @@ class Check:
         self._layer, self._x, self._baseline = layer, x, baseline
         self._columns = _some(layer.shape.N), _some(layer.shape.K)
         self._halves = (
-            _take(weight_of(layer.gate_proj), self._columns[0]),
-            _take(weight_of(layer.up_proj), self._columns[0]),
+            take_rows(_weight(layer.gate_proj), self._columns[0]),
+            take_rows(_weight(layer.up_proj), self._columns[0]),
         )
 
     def fault_of(self, arm: Arm) -> str:
@@ -235,7 +233,7 @@ class Check:
             return f"gated product: {fault}"
         columns = self._columns[1]
         y, stock = (way.output(layer, h, x) for way in (arm, baseline))
-        down = _take(weight_of(layer.down_proj), columns)
+        down = take_rows(_weight(layer.down_proj), columns)
         exact = down_linear64(h, down, residual=x[:, columns])
         fault = _fault(y, stock, exact, columns, shape.N, arm.fused)
         return f"result: {fault}" if fault else ""
@@ -266,11 +264,3 @@ def _norm(layer: Layer) -> ops.Norm:
 def _some(n: int) -> mx.array:
     """Up to CHECKED of n columns, spread over all, the first and the last too."""
     return mx.array(np.unique(np.linspace(0, n - 1, min(n, CHECKED)).astype(np.int32)))
-
-
-def _take(weight: Weight, columns: mx.array) -> Weight:
-    if not isinstance(weight, QuantizedWeight):
-        return weight[columns]
-    biases = None if weight.biases is None else weight.biases[columns]
-    words, scales = weight.weight[columns], weight.scales[columns]
-    return weight._replace(weight=words, scales=scales, biases=biases)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from .. import __version__, jit, paired
+from .. import __version__, jit, paired, tuning
 
 #: Floats of the array that is copied: 128 MB, more than any cache.
 _COPIED = 1 << 25
@@ -54,7 +53,7 @@ def runs_kernels() -> bool:
 
 def this_machine() -> Machine:
     """Look around, and measure a copy."""
-    mac = platform.mac_ver()[0]
+    here = tuning.Machine.here()
     name = str(mx.device_info().get("device_name", "")) or platform.processor()
     return Machine(
         date=datetime.date.today().isoformat(),
@@ -62,8 +61,8 @@ def this_machine() -> Machine:
         commit=_commit(),
         chip=name,
         device="gpu" if on_gpu() else "cpu",
-        os=f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}",
-        mlx=version("mlx"),
+        os=here.os,
+        mlx=here.mlx,
         copy_gbps=_copy_gbps(),
     )
 

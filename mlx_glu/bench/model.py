@@ -19,7 +19,6 @@ from .layer import NEEDS_MAC, what_ran
 from .machine import runs_kernels
 from .rows import WRONG, Row, compared
 
-ENGINES = ("mlx-glu", "mlx-lm")
 ARMS = ("stock", "fused")
 
 

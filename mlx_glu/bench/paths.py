@@ -166,7 +166,7 @@ def _parts(parameter: str, name: str = "") -> dict[str, str]:
 def _product(x: np.ndarray, w: QuantizedWeight) -> np.ndarray:
     parts = []
     for n in range(0, len(w.weight), 1024):  # in parts, as float64 is large
-        parts.append(linear64(x, take_rows(w, n, n + 1024)))
+        parts.append(linear64(x, take_rows(w, slice(n, n + 1024))))
     return np.concatenate(parts, axis=-1)
 
 

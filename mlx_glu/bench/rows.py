@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from .. import paired
+from ..tables import aligned as text_aligned
 
 #: Verdicts beside those of ``paired.Comparison``; the first two make the command fail.
 WRONG, NOISY, BASELINE, NOT_RUN = "WRONG", "too noisy", "baseline", "not run"
@@ -193,13 +194,5 @@ def as_text(rows: Iterable[Row]) -> str:
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table; columns of numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    last = len(widths) - 1
-    lines = []
-    for line in table:
-        padded = [
-            c.ljust(w) if i in (1, last) else c.rjust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return lines
+    last = len(table[0]) - 1
+    return text_aligned(table, right=set(range(last)) - {1})

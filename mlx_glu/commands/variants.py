@@ -12,13 +12,11 @@ def add_args(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
+    from ..tables import aligned
     from ..variants import VARIANTS
 
     rows = [("variant", "phi(gate)", "psi(up)", "hidden_act", "source")]
     for variant in VARIANTS.values():
         acts = ", ".join(variant.hf_acts)
         rows.append((variant.name, variant.phi, variant.psi, acts, variant.source))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print(*aligned(rows), sep="\n")

@@ -101,6 +101,8 @@ def _results(cases: "Iterable[Case]") -> "Iterator[Result]":
 
 
 def _print(results: "list[Result]") -> None:
+    from ..tables import aligned
+
     by_kernel: dict[str, list[Result]] = {}
     for result in results:
         by_kernel.setdefault(result.case.kernel, []).append(result)
@@ -117,11 +119,7 @@ def _print(results: "list[Result]") -> None:
                 f"{sum(r.seconds for r in own):.1f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        line = [name.ljust(widths[0])]
-        line += [c.rjust(w) for c, w in zip(cells, widths[1:], strict=True)]
-        print("  ".join(line))
+    print(*aligned(rows, right=range(1, len(rows[0]))), sep="\n")
     wrong = [result for result in results if result.faults]
     for result in wrong:
         print(f"\nFAILED {result.case.id}")

@@ -17,6 +17,7 @@ from ..dispatch import MAX_M, MUL_RANGES, PRODUCT_RANGES, Case, Choice
 from ..feed_forward import Cases
 from ..linear_layers import inner
 from ..quantization import DENSE, FLOATS, Quantization
+from ..tables import aligned
 from . import anatomy
 from .patches import block_of, experts_of, is_ours
 from .survey import Site, survey
@@ -64,19 +65,11 @@ class Explanation:
             lines.append((first, row.unit or "?", row.size, row.formats, calls))
         if not any(row.calls for row in self.rows):
             lines = [line[:-1] for line in lines]
-        table = _aligned(lines)
+        table = aligned(lines)
         for at, row in reversed(list(enumerate(self.rows, 1))):
-            runs = _aligned([(f"  rows {rows}", *run) for rows, *run in row.runs])
+            runs = aligned([(f"  rows {rows}", *run) for rows, *run in row.runs])
             table[at + 1 : at + 1] = runs
         return "\n".join(table)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
 
 
 def explain(model: nn.Module) -> Explanation:

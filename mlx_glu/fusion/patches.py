@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import ops
+from .. import fused
 from ..checks import DTYPES
 from ..choosing import decide, mul_case
 from ..dispatch import note
@@ -109,9 +109,9 @@ def _activation_class(kind: type, experts: Experts) -> type:
         gate, up = reversed(args) if value_first else args
         N = gate.shape[-1]
         choice = decide(mul_case(gate.dtype, N, variant), gate.size // N, args)
-        if choice.impl == "fused":
-            return ops.glu_mul(gate, up, variant)
         note(choice)
+        if choice.impl == "fused":
+            return fused.glu_mul(gate, up, variant)
         return original(self, *args)
 
     made: type = _subclass(kind, experts, __call__, _glu_experts=experts)

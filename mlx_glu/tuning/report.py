@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..tables import aligned
 from . import judging, self_test
 from .machine import Machine
 from .store import Store, default_store
@@ -32,12 +33,7 @@ def report(machine: Machine | None = None, store: Store | None = None) -> str:
     lines = [f"machine: {machine.key}", f"kept in: {where}"]
     if len(rows) == 1:
         return "\n".join([*lines, "nothing has been measured on this machine yet"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines += [
-        "  ".join(f"{x:{w}}" for x, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *aligned(rows)])
 
 
 def reset(store: Store | None = None) -> Path | None:
