@@ -99,6 +99,7 @@ LAYERS = [
     {"models"},
     {"weights"},
     {"loading", "model_folder", "warming"},
+    {"conversion_plan"},
     {"conversion", "proof"},
     {"tuning"},
     {"fusion"},
