@@ -7,7 +7,7 @@ transformers 4 wrote ``rope_theta``, ``rope_scaling`` and
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .families import FULL, SLIDING, Family, family_of
@@ -31,6 +31,7 @@ class ModelConfig:
         query_scale: factor on the attention scores.
         tie_word_embeddings: None where ``config.json`` is silent; the tensors
             decide then.
+        own: settings that only this ``model_type`` has, by their key.
     """
 
     model_type: str
@@ -55,6 +56,7 @@ class ModelConfig:
     tie_word_embeddings: bool | None = None
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, config: Config) -> "ModelConfig":
@@ -65,6 +67,7 @@ class ModelConfig:
                 or quantization; a missing or impossible size.
         """
         family = family_of(config)
+        config = family.normal(config)
         given = {k: v for k, v in config.items() if v is not None or k in _NULLABLE}
         c = {**family.defaults, **given}
         check_quant_method(config)
@@ -96,6 +99,7 @@ class ModelConfig:
             tie_word_embeddings=_tied(c),
             attn_logit_softcapping=optional(c, "attn_logit_softcapping"),
             final_logit_softcapping=optional(c, "final_logit_softcapping"),
+            own={key: read(c, key) for key, read in family.own.items()},
         )
 
 

@@ -3,13 +3,17 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from .arrangement import Arranged, text_tensors
 from .checkpoint import Checkpoint
 from .config import ModelConfig
-from .models import build
+from .families import MULTIMODAL, text_part
+from .models import MODEL_TYPES, build
 from .models.llama import Model
 from .quantization import FLOATS, Quantization, dequantize, read_off
 from .safetensors import TensorInfo
@@ -43,9 +47,13 @@ class Weights:
 
     def modules(self) -> Iterator[str]:
         """Paths of the modules that a quantization can pack, in model order."""
-        for name, shape in self.shapes.items():
-            if name.endswith(".weight") and len(shape) == 2:
-                yield name.removesuffix(".weight")
+        tree = self.model.leaf_modules()
+        leaves: Any = tree_flatten(tree, is_leaf=nn.Module.is_module)
+        can_pack = {path for path, leaf in leaves if hasattr(leaf, "to_quantized")}
+        for name in self.shapes:
+            module, _, last = name.rpartition(".")
+            if last == "weight" and module in can_pack:
+                yield module
 
     def info(self, name: str) -> TensorInfo:
         """Dtype and shape of a parameter as stored."""
@@ -79,9 +87,13 @@ def examine(checkpoint: Checkpoint) -> Weights:
     """
     notes: list[str] = []
     try:
+        checkpoint = _text_model(checkpoint, notes)
         config = ModelConfig.from_dict(checkpoint.config)
     except ValueError as error:
         raise ValueError(f"{error} (in {checkpoint.path})") from error
+    arrange = MODEL_TYPES[config.model_type].arrange
+    arrangement = arrange(checkpoint.tensors, config)
+    checkpoint = Arranged(checkpoint, checkpoint.config, arrangement)
     tied = _tied(checkpoint, config, notes)
     config = replace(config, tie_word_embeddings=tied)
     model = build(config)
@@ -112,6 +124,19 @@ def examine(checkpoint: Checkpoint) -> Weights:
     if any(map(checkpoint.config.get, block)) and not weights.quantization:
         notes.append("config.json speaks of quantization, but no tensor is packed")
     return weights
+
+
+def _text_model(checkpoint: Checkpoint, notes: list[str]) -> Checkpoint:
+    """The text part of a multimodal checkpoint; another as it is."""
+    if checkpoint.config.get("model_type") not in MULTIMODAL:
+        return checkpoint
+    arrangement = text_tensors(checkpoint.tensors)
+    if arrangement.dropped:
+        notes.append(
+            f"{len(arrangement.dropped)} tensors beside the text model, such as "
+            f"{arrangement.dropped[0]}, are left out"
+        )
+    return Arranged(checkpoint, text_part(checkpoint.config), arrangement)
 
 
 def _tied(checkpoint: Checkpoint, config: ModelConfig, notes: list[str]) -> bool:

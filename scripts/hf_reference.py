@@ -4,10 +4,11 @@ Run in an environment of its own; neither package is a dependency:
 
     python -m venv .venv-hf
     .venv-hf/bin/pip install torch transformers==5.23.0
-    .venv-hf/bin/python scripts/hf_reference.py
+    .venv-hf/bin/python scripts/hf_reference.py [CASE...]
 
-Writes tests/data/hf_reference.npz: for each case of tests/tiny_checkpoint.py its
-float64 logits at four positions, and its config.json as transformers 5 writes it.
+Writes tests/data/hf/CASE.npz for each case of tests/tiny_checkpoint.py: its float64
+logits at four positions, its config.json as transformers 5 writes it, and the names
+and shapes of its parameters.
 """
 
 import json
@@ -28,15 +29,19 @@ POSITIONS = (0, 13, 31, 39)
 
 
 def main() -> None:
-    saved = {"positions": np.array(POSITIONS)}
-    for name, config in tiny.CASES.items():
-        model = build(config)
+    for name in sys.argv[1:] or tiny.CASES:
+        model = build(tiny.CASES[name])
         with torch.no_grad():
             logits = model(torch.from_numpy(tiny.token_ids())).logits.double().numpy()
-        saved[f"{name}.logits"] = logits[:, POSITIONS]
-        saved[f"{name}.config"] = np.array(json.dumps(model.config.to_dict()))
+        shapes = {k: list(p.shape) for k, p in model.named_parameters()}
+        np.savez_compressed(
+            TESTS / "data" / "hf" / f"{name}.npz",
+            positions=np.array(POSITIONS),
+            logits=logits[:, POSITIONS],
+            config=np.array(json.dumps(model.config.to_dict())),
+            shapes=np.array(json.dumps(shapes)),
+        )
         print(f"{name:12} largest |logit| {np.abs(logits).max():.3f}")
-    np.savez_compressed(TESTS / "data" / "hf_reference.npz", **saved)
 
 
 def build(config: dict[str, object]) -> torch.nn.Module:

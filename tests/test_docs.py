@@ -87,7 +87,7 @@ LAYERS = [
     {"jit"},
     {"quantization", "rope", "families", "gguf", "tokenizer", "checkpoint"},
     {"rope_config", "projection"},
-    {"config", "hub"},
+    {"config", "hub", "arrangement"},
     {"gguf_checkpoint"},
     {"reference"},
     {"checks", "kernels", "elementwise", "stock"},

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +10,10 @@ from shared_data import SHARED, requires_shared
 from tiny_checkpoint import (
     CASES,
     FAMILIES,
+    HF,
+    LAYOUTS,
     config_of,
+    hf_weights,
     token_ids,
     weights_of,
     write_checkpoint,
@@ -47,22 +49,33 @@ def assert_close(logits, reference):
     assert np.abs(logits - reference).max() <= 2e-5 * np.abs(reference).max()
 
 
-HF = np.load(Path(__file__).parent / "data" / "hf_reference.npz")
-
-
 @pytest.mark.parametrize("generation", ["v4", "v5"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_of_every_family_and_rotation(case, generation, tmp_path):
     """The reference is made by scripts/hf_reference.py."""
-    config = (
-        CASES[case] if generation == "v4" else json.loads(str(HF[f"{case}.config"]))
-    )
-    model = load_model(write_checkpoint(tmp_path, config))
-    ids, logits = token_ids(), HF[f"{case}.logits"]
+    saved = np.load(HF / f"{case}.npz")
+    config = CASES[case] if generation == "v4" else json.loads(str(saved["config"]))
+    model = load_model(write_checkpoint(tmp_path, config, hf_weights(case)))
+    ids, logits = token_ids(), saved["logits"]
     # Hugging Face's dynamic rotation depends on the length that one call sees.
     for size in (40,) if case == "dynamic" else (40, 1, 9):
-        ours = in_chunks(model, ids, size)[:, HF["positions"]]
+        ours = in_chunks(model, ids, size)[:, saved["positions"]]
         assert_close(ours, logits)
+
+
+LAID_OUT = [(case, name) for case, names in LAYOUTS.items() for name in names]
+
+
+@pytest.mark.parametrize(("case", "layout"), LAID_OUT)
+def test_logits_whatever_the_layout(case, layout, tmp_path):
+    """Other writers' names and packings of the same weights give the same logits."""
+    saved, weights = (
+        np.load(HF / f"{case}.npz"),
+        LAYOUTS[case][layout](hf_weights(case)),
+    )
+    model = load_model(write_checkpoint(tmp_path, CASES[case], weights))
+    ours = np.array(model(mx.array(token_ids())))[:, saved["positions"]]
+    assert_close(ours, saved["logits"])
 
 
 @requires_shared

@@ -9,6 +9,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import tiny_dense
+import tiny_experts
+import tiny_gemmas
+
+_MORE = (tiny_dense, tiny_experts, tiny_gemmas)
 
 # 3 query heads a kv head, head_dim unlike hidden_size / heads, odd vocabulary,
 # windows and contexts shorter than the 40 tokens of the tests.
@@ -53,6 +58,8 @@ FAMILIES = {
         "rope_local_base_freq": 1e4,
     },
 }
+for _module in _MORE:
+    FAMILIES |= _module.FAMILIES
 #: rope_scaling blocks as transformers 4 wrote them, for a llama.
 ROPE_SCALING = {
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -87,10 +94,14 @@ def config_of(model_type: str, **changes: object) -> dict[str, object]:
     return {"model_type": model_type, **BASE, **FAMILIES[model_type], **changes}
 
 
-#: Every case that has Hugging Face's logits in data/hf_reference.npz.
+#: Every case that has Hugging Face's logits in data/hf/.
 CASES = {name: config_of(name) for name in FAMILIES} | {
     name: config_of("llama", rope_scaling=block) for name, block in ROPE_SCALING.items()
 }
+LAYOUTS: dict[str, dict[str, object]] = {}
+for _module in _MORE:
+    CASES |= {k: config_of(kind, **c) for k, (kind, c) in _module.CASES.items()}
+    LAYOUTS |= _module.LAYOUTS
 
 
 def token_ids() -> np.ndarray:
@@ -117,6 +128,15 @@ def shapes_of(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
     read = ModelConfig.from_dict(config)
     model = build(replace(read, tie_word_embeddings=bool(read.tie_word_embeddings)))
     return {name: a.shape for name, a in tree_flatten(model.parameters())}
+
+
+HF = Path(__file__).parent / "data" / "hf"
+
+
+def hf_weights(case: str) -> dict[str, np.ndarray]:
+    """A case's weights under the names that transformers 5 gives them in memory."""
+    shapes = json.loads(str(np.load(HF / f"{case}.npz")["shapes"]))
+    return {name: tensor(name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def weights_of(config: dict[str, object]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..arrangement import Arrangement, Tensors
 from ..cache import KVCache, RotatingKVCache
 from ..config import ModelConfig
 from ..families import SLIDING
@@ -161,3 +162,12 @@ class Model(nn.Module):
             RotatingKVCache(window) if kind == SLIDING and window else KVCache()
             for kind in self.config.layer_types
         ]
+
+    @staticmethod
+    def arrange(tensors: Tensors, config: ModelConfig) -> Arrangement:
+        """How a checkpoint's tensors become this model's parameters."""
+        return Arrangement()
+
+    def quant_predicate(self, path: str) -> bool | dict[str, object]:
+        """May the module at ``path`` be packed? A dict names the format it wants."""
+        return True
