@@ -55,7 +55,10 @@ def rows(name: str, info: TensorInfo, part: slice, axis: int = 0) -> Piece:
     index = (*[slice(None)] * axis, part)
     length = len(range(*part.indices(info.shape[axis])))
     shape = (*info.shape[:axis], length, *info.shape[axis + 1 :])
-    return Piece((name,), info._replace(shape=shape), lambda array: array[index])
+    # A view would keep all of the stored tensor in memory.
+    return Piece(
+        (name,), info._replace(shape=shape), lambda array: mx.contiguous(array[index])
+    )
 
 
 def stacked(names: Iterable[str], info: TensorInfo) -> Piece:

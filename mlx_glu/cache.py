@@ -8,12 +8,14 @@ class KVCache:
 
     Attributes:
         offset: tokens seen, which is the next token's position.
+        expected: tokens that are known to come, these included; a rotation that
+            depends on the length sees no less. 0 where nothing is known.
     """
 
     step = 256
 
     def __init__(self) -> None:
-        self.offset = 0
+        self.offset = self.expected = 0
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 

@@ -5,15 +5,16 @@ transformers 4 wrote ``rope_theta``, ``rope_scaling`` and
 ``layer_types``. Both are read here, and nowhere else.
 """
 
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .families import FULL, SLIDING, Family, family_of
+from .families import FULL, SLIDING, Family, family_of, text_part
 from .fields import Config, flag, number, optional, size
 from .rope import RopeParameters
-from .rope_config import read_rope
+from .rope_config import old_block, read_rope
 from .variants import resolve
 
 
@@ -66,11 +67,12 @@ class ModelConfig:
             ValueError: an unknown ``model_type``, ``hidden_act``, ``rope_type``
                 or quantization; a missing or impossible size.
         """
+        config = text_part(config)
         family = family_of(config)
         config = family.normal(config)
         given = {k: v for k, v in config.items() if v is not None or k in _NULLABLE}
         c = {**family.defaults, **given}
-        check_quant_method(config)
+        check_quant_method(config, family.quant_methods)
         sizes = {key: size(c, key) for key in _SIZES}
         kv_heads, head_dim = _heads(c)
         if flag(c, "use_bidirectional_attention"):
@@ -79,6 +81,7 @@ class ModelConfig:
                 "an encoder; mlx_glu generates text with causal models only"
             )
         layer_types, window = _layer_types(c, family, sizes["num_hidden_layers"])
+        own = {key: read(c, key) for key, read in family.own.items()}
         return cls(
             model_type=c["model_type"],
             **sizes,
@@ -89,7 +92,8 @@ class ModelConfig:
             layer_types=layer_types,
             sliding_window=window,
             rope={
-                kind: read_rope(config, c, kind, head_dim) for kind in (FULL, SLIDING)
+                FULL: read_rope(config, c, FULL, own.get("global_head_dim", head_dim)),
+                SLIDING: read_rope(config, c, SLIDING, head_dim),
             },
             query_scale=(optional(c, "query_pre_attn_scalar") or head_dim) ** -0.5,
             qkv_bias=flag(c, "attention_bias", family.qkv_bias),
@@ -99,7 +103,7 @@ class ModelConfig:
             tie_word_embeddings=_tied(c),
             attn_logit_softcapping=optional(c, "attn_logit_softcapping"),
             final_logit_softcapping=optional(c, "final_logit_softcapping"),
-            own={key: read(c, key) for key, read in family.own.items()},
+            own=own,
         )
 
 
@@ -116,7 +120,14 @@ def export(config: Config, read: ModelConfig) -> dict[str, Any]:
     c["tie_word_embeddings"] = bool(read.tie_word_embeddings)
     full, sliding = read.rope[FULL], read.rope[SLIDING]
     c["rope_theta"] = full.theta
-    c["rope_scaling"] = None if full.rope_type == "default" else full.as_config()
+    longest = "original_max_position_embeddings"
+    beside = longest in family_of(config).defaults
+    c["rope_scaling"] = old_block(full, beside=beside)
+    if beside and full.switch < math.inf:
+        c[longest] = full.original
+    c.pop("partial_rotary_factor", None)
+    if full.partial_rotary_factor == sliding.partial_rotary_factor != 1.0:
+        c["partial_rotary_factor"] = full.partial_rotary_factor
     c["rope_parameters"] = full.as_config() | {"rope_theta": full.theta}
     if full != sliding or "rope_local_base_freq" in family_of(config).defaults:
         c["rope_local_base_freq"] = sliding.theta
@@ -129,7 +140,7 @@ def export(config: Config, read: ModelConfig) -> dict[str, Any]:
         c["layer_types"] = list(read.layer_types)
         if "sliding_window_pattern" in family_of(config).defaults:
             c["sliding_window_pattern"] = read.layer_types.index(FULL) + 1
-    return c
+    return family_of(config).export(c, read.own)
 
 
 _SIZES = (
@@ -150,16 +161,16 @@ _NULLABLE = (
 )
 
 
-def check_quant_method(config: Config) -> None:
+def check_quant_method(config: Config, known: tuple[str, ...] = ()) -> None:
     """Refuse weights packed by a method this package cannot read.
 
     Raises:
-        ValueError: ``quantization_config`` names a ``quant_method``; MLX's own
-            block has none.
+        ValueError: ``quantization_config`` names a ``quant_method`` that is not
+            among the ``known``; MLX's own block has none.
     """
     block = config.get("quantization_config")
     method = block.get("quant_method") if isinstance(block, Mapping) else None
-    if method is not None:
+    if method is not None and method not in known:
         raise ValueError(
             f"[config] quant_method {method!r} is not supported; "
             "use the unquantized checkpoint, or one in MLX format"

@@ -7,7 +7,13 @@ from typing import Any
 Config = Mapping[str, Any]
 
 #: Far above any model; a damaged config must not build layers for minutes.
-_LIMITS = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "head_dim"), 10000)
+_LIMITS = {
+    "num_hidden_layers": 500,
+    "num_attention_heads": 10000,
+    "head_dim": 10000,
+    "num_experts": 10000,
+    "num_local_experts": 10000,
+}
 
 #: MLX computes in float32, where smaller numbers are 0 and larger ones infinite.
 LEAST, MOST = 2.0**-126, 2.0**127

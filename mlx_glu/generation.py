@@ -1,16 +1,15 @@
 """Text generation: prefill in chunks, then a token at a time."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from .models.llama import Cache, Model
+from .prefill import Progress, is_stale, read_prompt, unread
 from .sample import Sampler, Sampling
 from .tokenizer import Tokenizer
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,8 @@ def stream_generate(
         prompt_cache: from ``model.make_cache()``; holds what came before and is
             updated in place. The last token is not in it, unless it ended the text
             before ``max_tokens``; ``prompt_cache[0].offset`` counts those that are.
-        cached: the ids that it holds, for the repetition penalty.
+        cached: the ids that it holds, for the repetition penalty, and for a model
+            with longrope, which reads them again where its original context ends.
         prefill_step_size: prompt tokens per chunk; None is 2048, or 256 on a CPU,
             which takes seconds for more.
         prompt_progress_callback: called with (tokens done, tokens in all).
@@ -172,18 +172,11 @@ def generate_step(
             raise ValueError(f"[generate] {name} must be at least 1, got {size}")
     cache = model.make_cache() if prompt_cache is None else prompt_cache
     report = prompt_progress_callback or (lambda done, total: None)
-    total, done = len(prompt), 0
-    report(done, total)
-    if any(p.rope_type == "dynamic" for p in model.config.rope.values()):
-        prefill_step_size = total  # its rotation depends on the length it sees
-    while total - done > prefill_step_size:
-        chunk = list(prompt[done : done + prefill_step_size])
-        model.model(mx.array([chunk]), cache)
-        mx.eval([c.state for c in cache])
-        mx.clear_cache()
-        done += len(chunk)
-        report(done, total)
-    history = mx.array([*cached, *prompt]) if sampler.needs_history else None
+    known = [*cached, *prompt]
+    ids = unread(model, cache, known, len(prompt))
+    report(0, len(ids))
+    last = read_prompt(model, cache, ids, prefill_step_size, report)
+    history = mx.array(known) if sampler.needs_history else None
 
     def step(inputs: mx.array) -> tuple[mx.array, mx.array]:
         nonlocal history
@@ -194,13 +187,20 @@ def generate_step(
         mx.async_eval(token)
         return token, logprobs
 
-    token, logprobs = step(mx.array(list(prompt[done:])))
+    token, logprobs = step(mx.array(last))
     for count in range(1, max_tokens + 1):
         if count == 1:
             mx.eval(token)
-            report(total, total)
-        following = step(token[None]) if count < max_tokens else None
-        yield int(token.item()), logprobs  # type: ignore[arg-type]
+            report(len(ids), len(ids))
+        following = None
+        if count < max_tokens and is_stale(model, cache, 1):
+            ids = unread(model, cache, [*known, int(token.item())], 1)  # type: ignore[arg-type]
+            last = read_prompt(model, cache, ids, prefill_step_size)
+            following = step(mx.array(last))
+        elif count < max_tokens:
+            following = step(token[None])
+        known.append(int(token.item()))  # type: ignore[arg-type]
+        yield known[-1], logprobs
         if following is not None:
             token, logprobs = following
 

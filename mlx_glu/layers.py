@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from . import ops, reference, variants
+from .elementwise import Packing
 from .feed_forward import Block
 from .variants import Variant
 
@@ -30,6 +32,11 @@ class RMSNorm(nn.RMSNorm):
         return ops.Norm(self.weight, self.eps, self.offset)
 
 
+def scaled(x: mx.array, factor: float) -> mx.array:
+    """``factor * x`` in the dtype of ``x``, to which the factor is not rounded."""
+    return (x.astype(mx.float32) * factor).astype(x.dtype)
+
+
 class GatedMLP(nn.Module):
     r"""Gated feed-forward block.
 
@@ -43,7 +50,8 @@ class GatedMLP(nn.Module):
         dims: K, size of the input and of the output.
         hidden_dims: N, intermediate size.
         variant: a key of :data:`variants.VARIANTS`, or a variant.
-        bias: whether the three projections have a bias.
+        bias: whether the projections have a bias.
+        packed: gate and up are one layer, ``gate_up_proj``, the gate's rows first.
 
     Raises:
         ValueError: ``variant`` is unknown.
@@ -58,11 +66,17 @@ class GatedMLP(nn.Module):
         *,
         variant: str | Variant = "swiglu",
         bias: bool = False,
+        packed: bool = False,
     ) -> None:
         super().__init__()
         self.block = Block(variants.get(variant))
-        self.gate_proj = nn.Linear(dims, hidden_dims, bias=bias)
-        self.up_proj = nn.Linear(dims, hidden_dims, bias=bias)
+        if packed:
+            how: Packing = ("gate_first", "concat")
+            self.block = replace(self.block, gate="gate_up_proj", up="", packing=how)
+            self.gate_up_proj = nn.Linear(dims, 2 * hidden_dims, bias=bias)
+        else:
+            self.gate_proj = nn.Linear(dims, hidden_dims, bias=bias)
+            self.up_proj = nn.Linear(dims, hidden_dims, bias=bias)
         self.down_proj = nn.Linear(hidden_dims, dims, bias=bias)
 
     def __call__(
@@ -109,7 +123,7 @@ class GatedMLP(nn.Module):
             mode: "affine", "mxfp4", "mxfp8" or "nvfp4".
         """
         new = copy.copy(self)
-        for name in ("gate_proj", "up_proj", "down_proj"):
+        for name in filter(None, (self.block.gate, self.block.up, self.block.down)):
             child = self[name]
             if hasattr(child, "to_quantized"):
                 setattr(new, name, child.to_quantized(group_size, bits, mode))

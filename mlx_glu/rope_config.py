@@ -1,6 +1,7 @@
 """How config.json states a rotation: transformers 4's keys and transformers 5's."""
 
 import reprlib
+from typing import Any
 
 from .families import FULL, SLIDING
 from .fields import LEAST, MOST, Config, flag, number
@@ -19,6 +20,15 @@ _ROPE_NUMBERS = {
 }
 
 _ROPE_FIELDS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+
+#: Of longrope: a divisor for each frequency, within the original context and beyond.
+_ROPE_LISTS = ("short_factor", "long_factor")
+
+_OLD_NAMES = {"su": "longrope"}
+
+#: Where the length before the extension may stand beside the block, and wins.
+_EXTENDED = ("llama3", "longrope", "yarn")
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def read_rope(config: Config, c: Config, kind: str, head_dim: int) -> RopeParameters:
@@ -46,18 +56,22 @@ def read_rope(config: Config, c: Config, kind: str, head_dim: int) -> RopeParame
         raise ValueError(
             f"[config] rope_parameters and rope_scaling differ in {differ[0]!r}"
         )
-    longest = "original_max_position_embeddings"
-    if longest in c:
-        block = {**block, longest: c[longest]}
-    for key in _ROPE_NUMBERS & block.keys():
-        number(block, key)
-    flag(block, "truncate")
     silent = None if "factor" in block else "default"
     rope_type = block.get("rope_type", block.get("type", silent))
     if not isinstance(rope_type, str):
         raise ValueError(
             f"[config] rope_scaling {reprlib.repr(block)} names no rope_type"
         )
+    rope_type = _OLD_NAMES.get(rope_type, rope_type)
+    if _ORIGINAL in c and rope_type in _EXTENDED:
+        block = {**block, _ORIGINAL: c[_ORIGINAL]}
+    for key in _ROPE_NUMBERS & block.keys():
+        number(block, key)
+    flag(block, "truncate")
+    if rope_type == "longrope":
+        pairs = int(head_dim * number(said, "partial_rotary_factor")) // 2
+        for key in _ROPE_LISTS:
+            _check_list(block, key, pairs)
     rope = RopeParameters(
         theta=number(said, "rope_theta"),
         max_position_embeddings=c["max_position_embeddings"],
@@ -69,11 +83,37 @@ def read_rope(config: Config, c: Config, kind: str, head_dim: int) -> RopeParame
     return rope
 
 
+def old_block(rope: RopeParameters, *, beside: bool) -> dict[str, Any] | None:
+    """``rope_scaling`` as transformers 4 and mlx-lm read it.
+
+    ``beside``: the original length stands beside it. Phi-3's has exactly three keys.
+    """
+    block = rope.as_config()
+    block.pop("partial_rotary_factor", None)
+    if beside and rope.rope_type == "longrope":
+        block["type"] = block.pop("rope_type")
+        block.pop(_ORIGINAL, None)
+    return None if rope.rope_type == "default" else block
+
+
+def _check_list(block: Config, key: str, length: int) -> None:
+    values = block.get(key)
+    if not isinstance(values, list) or len(values) != length:
+        raise ValueError(
+            f"[config] {key} of longrope must be a list of {length} numbers, one a "
+            f"rotated pair; it is {reprlib.repr(values)}"
+        )
+    for value in values:
+        number({key: value}, key)
+
+
 def _check_rotation(rope: RopeParameters, head_dim: int) -> None:
-    dims = int(head_dim * rope.partial_rotary_factor)
+    dims = rope.dims(head_dim)
     try:
         frequencies, scale = inverse_frequencies(rope, dims)
-        possible = all(LEAST <= f <= MOST for f in [*frequencies, scale])
+        frequencies += inverse_frequencies(rope, dims, long=True)[0]
+        # Pairs of frequency 0 stay as they are.
+        possible = all(LEAST <= f <= MOST for f in [*filter(None, frequencies), scale])
     except (ArithmeticError, TypeError, ValueError):
         possible = False
     # Pairs are rotated, and the dynamic form divides by dims - 2.

@@ -89,10 +89,10 @@ def examine(checkpoint: Checkpoint) -> Weights:
     try:
         checkpoint = _text_model(checkpoint, notes)
         config = ModelConfig.from_dict(checkpoint.config)
+        arrange = MODEL_TYPES[config.model_type].arrange
+        arrangement = arrange(checkpoint.tensors, config)
     except ValueError as error:
         raise ValueError(f"{error} (in {checkpoint.path})") from error
-    arrange = MODEL_TYPES[config.model_type].arrange
-    arrangement = arrange(checkpoint.tensors, config)
     checkpoint = Arranged(checkpoint, checkpoint.config, arrangement)
     tied = _tied(checkpoint, config, notes)
     config = replace(config, tie_word_embeddings=tied)

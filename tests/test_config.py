@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import FAMILIES, ROPE_SCALING, config_of
+from tiny_checkpoint import CASES, FAMILIES, MORE, ROPE_SCALING, config_of
 
 from mlx_glu.config import ModelConfig, export
 from mlx_glu.families import FAMILIES as KNOWN
@@ -36,20 +36,28 @@ def refusal(config):
 # Both generations
 
 
+def block_of(config):
+    """The rotation as transformers 5 calls it."""
+    rope = dict(config.get("rope_scaling") or {})
+    rope.setdefault("rope_type", rope.pop("type", "default"))
+    return rope
+
+
 def as_v5(config):
     """The config as transformers 5 writes it: rotation in one block, layer types."""
     old = ("rope_theta", "rope_scaling", "rope_local_base_freq", "max_window_layers")
     old += ("sliding_window_pattern", "hidden_act")
     new = {k: v for k, v in config.items() if k not in old}
-    rope = {"rope_type": "default", **(config.get("rope_scaling") or {})}
-    rope["rope_theta"] = config["rope_theta"]
+    rope = block_of(config) | {"rope_theta": config["rope_theta"]}
     model_type, layers = config["model_type"], config["num_hidden_layers"]
     new["rope_parameters"] = rope
     new["dtype"] = "bfloat16"
-    if model_type in ("gemma2", "gemma3_text"):
+    if "sliding_window_pattern" in KNOWN[model_type].defaults:
         pattern = config.get("sliding_window_pattern", 2)
         kinds = [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
-        new |= {"layer_types": kinds, "hidden_activation": "gelu_pytorch_tanh"}
+        new["layer_types"] = kinds
+    if model_type in ("gemma2", "gemma3_text"):
+        new["hidden_activation"] = "gelu_pytorch_tanh"
     elif model_type == "gemma":
         new["hidden_act"] = "gelu_pytorch_tanh"
     elif model_type in ("qwen2", "qwen3"):
@@ -58,13 +66,17 @@ def as_v5(config):
         kinds = [SLIDING if slides and i >= first else FULL for i in range(layers)]
         new["layer_types"] = kinds
         new["sliding_window"] = config.get("sliding_window") if slides else None
-    if model_type == "gemma3_text":
+    elif model_type == "qwen2_moe":
+        new["max_window_layers"] = config["max_window_layers"]
+    if "rope_local_base_freq" in config:
         local = {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}
         new["rope_parameters"] = {FULL: rope, SLIDING: local}
     return new
 
 
-GENERATIONS = {name: config_of(name) for name in FAMILIES} | {
+#: Gemma 4 came after the first.
+BOTH = [name for name in FAMILIES if not name.startswith("gemma4")]
+GENERATIONS = {name: config_of(name) for name in BOTH} | {
     f"{name} {kind}": config_of(name, rope_scaling=block)
     for name in ("llama", "qwen2", "gemma3_text")
     for kind, block in ROPE_SCALING.items()
@@ -77,8 +89,7 @@ def test_both_generations_mean_the_same(config):
     assert old == new
     full = old.rope[FULL]
     assert full.theta == config["rope_theta"]
-    scaling = config.get("rope_scaling") or {"rope_type": "default"}
-    assert full.as_config() == scaling
+    assert full.as_config().items() >= block_of(config).items()
 
 
 @pytest.mark.parametrize("config", GENERATIONS.values(), ids=GENERATIONS)
@@ -187,6 +198,17 @@ DEFAULTS = {
         "qk_norm": True,
     },
 }
+for _module in MORE:
+    DEFAULTS |= getattr(_module, "DEFAULTS", {})
+#: model_type -> every how many layers one sees all.
+PERIODS = {"mistral": 99, "gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
+#: Of full layers, where it is not 1e4.
+THETAS = {"gemma3_text": 1e6, "smollm3": 2e6, "cohere": 5e5}
+THETAS |= {"mixtral": 1e6, "gpt_oss": 1.5e5, "gemma3n_text": 1e6}
+THETAS |= {"gemma4_text": 1e6, "gemma4_unified_text": 1e6}
+PERIODS |= {"gemma3n_text": 5, "gemma4_text": 6, "gemma4_unified_text": 6}
+ROTATIONS = {"gpt_oss": "yarn"}
+ROTATIONS |= dict.fromkeys(("gemma4_text", "gemma4_unified_text"), "proportional")
 
 
 @pytest.mark.parametrize("model_type", KNOWN)
@@ -194,13 +216,14 @@ def test_defaults(model_type):
     config = ModelConfig.from_dict({"model_type": model_type, **REQUIRED})
     for key, value in (SAME | DEFAULTS[model_type]).items():
         assert getattr(config, key) == value, key
-    period = {"gemma2": 2, "gemma3_text": 6, "mistral": 99}.get(model_type, 1)
+    theta = THETAS.get(model_type, 1e4)
+    has_local = "rope_local_base_freq" in KNOWN[model_type].defaults
+    assert config.rope[FULL].theta == theta
+    assert config.rope[SLIDING].theta == (1e4 if has_local else theta)
+    assert config.rope[FULL].rope_type == ROTATIONS.get(model_type, "default")
+    period = PERIODS.get(model_type, 1)
     kinds = [SLIDING if (i + 1) % period else FULL for i in range(30)]
     assert list(config.layer_types) == kinds
-    is_gemma3 = model_type == "gemma3_text"
-    assert config.rope[FULL].theta == (1e6 if is_gemma3 else 1e4)
-    assert config.rope[SLIDING].theta == 1e4
-    assert config.rope[FULL].rope_type == "default"
 
 
 @pytest.mark.parametrize("key", REQUIRED)
@@ -223,12 +246,11 @@ def test_null_is_not_missing(model_type):
     assert config.attn_logit_softcapping is None
     assert config.final_logit_softcapping is None
     assert read(model_type, num_key_value_heads=None).num_key_value_heads == 6
-    silent = dict.fromkeys(("rope_theta", "rms_norm_eps", "rope_scaling", "hidden_act"))
-    config = read(model_type, **silent, rope_parameters=None, layer_types=None)
-    assert config.rms_norm_eps == 1e-6
-    assert config.rope[FULL].theta == (1e6 if model_type == "gemma3_text" else 1e4)
-    head_dim = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
-    assert read(model_type, head_dim=None).head_dim == head_dim.get(model_type, 16)
+    silent = ("rope_theta", "rms_norm_eps", "rope_scaling", "hidden_act", "head_dim")
+    nulls = dict.fromkeys((*silent, "rope_parameters", "layer_types"))
+    missing = {k: v for k, v in config_of(model_type).items() if k not in silent}
+    missing["layer_types"] = None
+    assert read(model_type, **nulls) == ModelConfig.from_dict(missing)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
@@ -397,10 +419,21 @@ def test_patterns():
     assert pattern == (SLIDING, FULL, SLIDING)
 
 
+_ORIGINAL = "original_max_position_embeddings"
+LONGROPE = CASES["longrope"]["rope_scaling"]
 YARN, LLAMA3 = ROPE_SCALING["yarn"], ROPE_SCALING["llama3"]
 BAD_ROPES = {
-    "unknown": ({"rope_type": "longrope", "factor": 2.0}, "'longrope'"),
-    "old name": ({"type": "su", "factor": 2.0}, "'su'"),
+    "unknown": ({"rope_type": "mrope", "factor": 2.0}, "'mrope'"),
+    "no lists": ({"rope_type": "longrope", "factor": 2.0}, "short_factor of longrope"),
+    "old name": ({"type": "su", "factor": 2.0}, "short_factor of longrope"),
+    "short list": (LONGROPE | {"long_factor": [1.0] * 11}, "a list of 12 numbers"),
+    "no list": (LONGROPE | {"long_factor": {"0": 1}}, "a list of 12 numbers"),
+    "divisor": (LONGROPE | {"short_factor": ["1"] * 12}, "short_factor must be"),
+    "divisor 0": (LONGROPE | {"long_factor": [0] * 12}, "long_factor must be"),
+    "divisor nan": (LONGROPE | {"long_factor": [float("nan")] * 12}, "long_factor"),
+    "huge divisor": (LONGROPE | {"long_factor": [1e38] * 12}, "longrope rotation is"),
+    "length 1": (LONGROPE | {_ORIGINAL: 1}, "longrope rotation is"),
+    "scale": (LONGROPE | {"attention_factor": "1"}, "attention_factor must be"),
     "no type": ({"factor": 2.0}, "names no rope_type"),
     "type is a list": ({"rope_type": ["linear"], "factor": 2.0}, "names no rope_type"),
     "type is a number": ({"rope_type": 7}, "names no rope_type"),
@@ -459,13 +492,14 @@ def test_top_level_original_length():
 # Anything
 
 KEYS = sorted(
-    {key for name in FAMILIES for key in (*config_of(name), *KNOWN[name].defaults)}
+    {key for name in FAMILIES for key in config_of(name)}
+    | {key for row in KNOWN.values() for key in (*row.defaults, *row.own)}
     | {"rope_scaling", "rope_parameters", "layer_types", "use_bidirectional_attention"}
     | {"quantization_config", "original_max_position_embeddings", "hidden_activation"}
     | {"partial_rotary_factor", "use_sliding_window", "max_window_layers"}
 )
 ROPE_KEYS = sorted(
-    {key for block in ROPE_SCALING.values() for key in block}
+    {key for block in (*ROPE_SCALING.values(), LONGROPE) for key in block}
     | {FULL, SLIDING, "type", "rope_theta", "attention_factor", "partial_rotary_factor"}
 )
 SCALARS = st.one_of(
@@ -489,7 +523,7 @@ ROPES = st.one_of(
     VALUES,
     st.builds(
         lambda block, changes: {**block, **changes},
-        st.sampled_from(list(ROPE_SCALING.values())),
+        st.sampled_from([*ROPE_SCALING.values(), LONGROPE]),
         st.dictionaries(st.sampled_from(ROPE_KEYS), VALUES, max_size=3),
     ),
 )

@@ -19,6 +19,7 @@ from mlx_glu import (
     warmup,
 )
 from mlx_glu.dispatch import record
+from mlx_glu.experts import SwitchGLU
 from mlx_glu.layers import RMSNorm
 from mlx_glu.ops import Norm, down_linear, glu_linear, glu_mul
 from mlx_glu.quantization import MODES
@@ -149,10 +150,17 @@ def test_models_decode_through_kernels(family, tmp_path):
     stock = logits()
     assert mx.abs(fused - stock).max() <= 2e-5 * mx.abs(stock).max()
     names = [run.name for run in runs]
-    layers = len(model.model.layers)
-    # Prompt: the product alone. Then two kernels a layer and step.
-    assert len(names) == layers + 3 * 2 * layers
-    assert len(set(names)) <= 5
+    dense, experts = (
+        sum(isinstance(m, kind) for m in model.modules())
+        for kind in (GatedMLP, SwitchGLU)
+    )
+    inputs = sum("per_layer_input_gate" in m for m in model.modules())
+    # Prompt: the product alone. Then two kernels a layer and step; between experts,
+    # and where a layer has an input of its own, the product in all of them.
+    assert len(names) == dense * (1 + 3 * 2) + (experts + inputs) * 4
+    blocks = (m for m in model.modules() if isinstance(m, GatedMLP))
+    sizes = {block.down_proj.weight.shape for block in blocks}
+    assert len(set(names)) <= 5 * (len(sizes) + (experts > 0))
 
 
 def test_warmup_builds_what_generation_needs(tmp_path):

@@ -13,7 +13,8 @@ import tiny_dense
 import tiny_experts
 import tiny_gemmas
 
-_MORE = (tiny_dense, tiny_experts, tiny_gemmas)
+#: Each adds its families here, and its defaults in test_config.py.
+MORE = (tiny_dense, tiny_experts, tiny_gemmas)
 
 # 3 query heads a kv head, head_dim unlike hidden_size / heads, odd vocabulary,
 # windows and contexts shorter than the 40 tokens of the tests.
@@ -58,7 +59,7 @@ FAMILIES = {
         "rope_local_base_freq": 1e4,
     },
 }
-for _module in _MORE:
+for _module in MORE:
     FAMILIES |= _module.FAMILIES
 #: rope_scaling blocks as transformers 4 wrote them, for a llama.
 ROPE_SCALING = {
@@ -99,7 +100,7 @@ CASES = {name: config_of(name) for name in FAMILIES} | {
     name: config_of("llama", rope_scaling=block) for name, block in ROPE_SCALING.items()
 }
 LAYOUTS: dict[str, dict[str, object]] = {}
-for _module in _MORE:
+for _module in MORE:
     CASES |= {k: config_of(kind, **c) for k, (kind, c) in _module.CASES.items()}
     LAYOUTS |= _module.LAYOUTS
 
@@ -113,7 +114,8 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A float32 weight that depends on its name and shape alone."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     noise *= 0.1 if len(shape) == 1 else shape[-1] ** -0.5
-    return (noise + name.endswith("norm.weight")).astype(np.float32)
+    near_one = name.endswith(("norm.weight", "layer_scalar", "_scale", "router.scale"))
+    return (noise + near_one).astype(np.float32)
 
 
 def shapes_of(config: dict[str, object]) -> dict[str, tuple[int, ...]]:

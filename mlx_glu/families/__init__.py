@@ -6,8 +6,12 @@ Source: the configuration classes of transformers 5.23.
 from typing import Any
 
 from ..fields import Config, block
-from .family import FULL, SLIDING, Family
+from .dense import DENSE
+from .experts import EXPERTS
+from .family import BESIDE, FULL, SLIDING, Family
 from .gemma import GEMMAS
+from .gemma3n import GEMMA3N
+from .gemma4 import GEMMA4
 from .llama import LLAMAS
 
 __all__ = [
@@ -20,10 +24,22 @@ __all__ = [
     "text_part",
 ]
 
-FAMILIES: dict[str, Family] = {**LLAMAS, **GEMMAS}
+FAMILIES: dict[str, Family] = {
+    **LLAMAS,
+    **DENSE,
+    **EXPERTS,
+    **GEMMAS,
+    **GEMMA3N,
+    **GEMMA4,
+}
 
 #: model_type of a multimodal checkpoint -> that of its text part.
-MULTIMODAL = {"gemma3": "gemma3_text"}
+MULTIMODAL = {
+    "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+}
 
 
 def family_of(config: Config) -> Family:
@@ -44,11 +60,12 @@ def family_of(config: Config) -> Family:
 def text_part(config: Config) -> dict[str, Any]:
     """The config of the text model: ``text_config`` of a multimodal checkpoint.
 
-    Token ids, dtype and quantization stand beside it.
+    What stands beside it for the whole checkpoint, such as token ids, wins.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in MULTIMODAL:
         return dict(config)
-    beside = ("_token_id", "dtype", "tie_word_embeddings", "quantization")
-    kept = {k: v for k, v in config.items() if any(part in k for part in beside)}
-    return {**kept, **block(config, "text_config"), "model_type": MULTIMODAL[kind]}
+    block(config, "text_config")  # refuses what is none
+    beside = {k: config[k] for k in BESIDE if config.get(k) is not None}
+    text = config.get("text_config") or {}
+    return {**text, **beside, "model_type": MULTIMODAL[kind]}

@@ -8,8 +8,27 @@ from ..fields import Config
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
+#: What stands beside ``text_config``; it is the text model's as well.
+BESIDE = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "dtype",
+    "torch_dtype",
+    "tie_word_embeddings",
+    "quantization",
+    "quantization_config",
+)
+
+#: From a config and the number of layers to the type of each.
+Windows = Callable[[Config, int], list[str]]
+
 
 def _as_it_is(c: Config) -> Config:
+    return c
+
+
+def _common(c: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return c
 
 
@@ -27,16 +46,20 @@ class Family:
         own: keys that this family alone reads, each with its reader from
             ``fields``; the values are ``ModelConfig.own``.
         normal: config.json with other spellings turned into the common ones.
+        export: what is written as config.json, from the common keys and ``own``.
+        quant_methods: whose packed weights the model's ``arrange`` reads.
     """
 
     defaults: Mapping[str, Any]
-    windows: Callable[[Config, int], list[str]]
+    windows: Windows
     variant: str | None = None
     qkv_bias: bool = False
     out_bias: bool = True
     qk_norm: bool = False
     own: Mapping[str, Callable[[Config, str], Any]] = field(default_factory=dict)
     normal: Callable[[Config], Config] = _as_it_is
+    export: Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] = _common
+    quant_methods: tuple[str, ...] = ()
 
 
 def full(c: Config, layers: int) -> list[str]:

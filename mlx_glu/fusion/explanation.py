@@ -126,7 +126,7 @@ def _describe_experts(site: Site, dtype: mx.Dtype, kind: str) -> tuple[Row, set[
     size, formats = _shape(site.module)
     case = mul_case(dtype, int(size.split()[-1]), variant)
     row = Row(kind, str(variant), size, formats, [("all", *_UNTOUCHED)])
-    if experts_of(site.module) is not None:
+    if is_ours(site.module) or experts_of(site.module) is not None:
         row.runs = _merged((first, [decide(case, first)]) for first, _ in MUL_RANGES)
     return row, {case}
 

@@ -18,6 +18,7 @@ from .. import fused
 from ..checks import DTYPES
 from ..choosing import decide, mul_case
 from ..dispatch import note
+from ..experts import SwitchGLU
 from ..feed_forward import Block
 from ..layers import GatedMLP
 from ..variants import Variant
@@ -49,7 +50,7 @@ def unpatch(module: nn.Module) -> bool:
 def is_ours(module: nn.Module) -> bool:
     """Whether a module asks dispatch by itself."""
     call: Any = type(module).__call__
-    return isinstance(module, GatedMLP) and call is GatedMLP.__call__
+    return call in (GatedMLP.__call__, SwitchGLU.__call__)
 
 
 def block_of(module: nn.Module) -> Block | None:

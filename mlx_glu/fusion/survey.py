@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..dispatch import is_off
+from ..experts import SwitchGLU
 from ..feed_forward import Block
 from ..linear_layers import PARTS, inner
 from ..variants import Variant
@@ -85,6 +86,8 @@ def _natural(path: str) -> list[tuple[bool, int, str]]:
 
 def _already(path: str, module: nn.Module) -> Site | None:
     if is_ours(module):
+        if isinstance(module, SwitchGLU):
+            return Site(path, module, experts=(module.variant, False))
         return Site(path, module, module.block)
     block = block_of(module)
     if block is not None:

@@ -6,6 +6,7 @@ L tokens, H heads of size D.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,11 +17,12 @@ from ..config import ModelConfig
 from ..families import SLIDING
 from ..layers import GatedMLP, RMSNorm
 from ..linear_layers import project
-from ..rope import Rope
+from ..rope import NoRope, Rope
 
 Mask = mx.array | str | None
 Cache = list[KVCache]
-Norm = Callable[[int, float], RMSNorm]
+#: From size and epsilon to the module; most are RMSNorm.
+Norm = Callable[[int, float], Any]
 
 
 class Attention(nn.Module):
@@ -41,21 +43,27 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm = self.norm_class(D, config.rms_norm_eps)
             self.k_norm = self.norm_class(D, config.rms_norm_eps)
-        self.rope = Rope(D, config.rope[kind])
+        self.rope: Rope | NoRope = Rope(D, config.rope[kind])
 
     def __call__(self, x: mx.array, mask: Mask, cache: KVCache) -> mx.array:
         """Attend from ``x`` [B, L, K] to itself and to what ``cache`` holds."""
+        B, L, _ = x.shape
+        q, k, v = (heads.swapaxes(1, 2) for heads in self.heads(x))
+        q = self.rope(q, cache.offset, cache.expected)
+        k = self.rope(k, cache.offset, cache.expected)
+        k, v = cache.update(k, v)
+        y = self.attend(q, k, v, mask)
+        return project(self.o_proj, y.swapaxes(1, 2).reshape(B, L, -1))
+
+    def heads(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values of ``x``, each [B, L, H, D], not yet rotated."""
         B, L, _ = x.shape
         q = project(self.q_proj, x).reshape(B, L, self.n_heads, -1)
         k = project(self.k_proj, x).reshape(B, L, self.n_kv_heads, -1)
         v = project(self.v_proj, x).reshape(B, L, self.n_kv_heads, -1)
         if "q_norm" in self:
             q, k = self.q_norm(q), self.k_norm(k)
-        q = self.rope(q.swapaxes(1, 2), cache.offset)
-        k = self.rope(k.swapaxes(1, 2), cache.offset)
-        k, v = cache.update(k, v.swapaxes(1, 2))
-        y = self.attend(q, k, v, mask)
-        return project(self.o_proj, y.swapaxes(1, 2).reshape(B, L, -1))
+        return q, k, v
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
         """Softmax attention of ``q`` [B, H, L, D] over ``k`` and ``v``."""

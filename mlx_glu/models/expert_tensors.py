@@ -1,0 +1,82 @@
+"""Each expert's tensors alone, or all of them packed, as stacks of projections."""
+
+import re
+from collections.abc import Mapping
+
+from ..arrangement import Arrangement, Tensors, renamed, rows, stacked
+from ..safetensors import TensorInfo
+
+_LAYER = r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)"
+_EACH = re.compile(_LAYER + r"\.experts\.(\d{1,6})\.(\w+)\.(weight|scales|biases)")
+_PACKED = re.compile(_LAYER + r"\.experts\.(gate_up_proj|down_proj)")
+_ROUTER = re.compile(_LAYER + r"\.(gate\.\w+)")
+
+
+def arrange_experts(
+    tensors: Tensors, count: int, block: str, names: Mapping[str, str] | None = None
+) -> Arrangement:
+    """Experts under ``BLOCK.switch_mlp``, and their router.
+
+    Args:
+        tensors: of the checkpoint.
+        count: E.
+        block: our name of the mixture in a layer.
+        names: of the projections on disk -> ours, where they differ.
+
+    Returns:
+        Stacks [E, N, K] of gate_proj, up_proj and down_proj, packed or not.
+
+    Raises:
+        ValueError: experts are missing, too many, or unlike each other.
+    """
+    found = Arrangement()
+    alone: dict[str, dict[int, str]] = {}
+    for name, info in tensors.items():
+        if each := _EACH.fullmatch(name):
+            layer, index, own, part = each.groups()
+            own = (names or {}).get(own, own)
+            target = f"{layer}.{block}.switch_mlp.{own}.{part}"
+            alone.setdefault(target, {})[int(index)] = name
+        elif packed := _PACKED.fullmatch(name):
+            layer, own = packed.groups()
+            target = f"{layer}.{block}.switch_mlp"
+            if own == "down_proj":
+                found.pieces[f"{target}.down_proj.weight"] = renamed(name, info)
+            else:
+                N = _half(name, info)
+                for kind, part in (("gate", slice(N)), ("up", slice(N, 2 * N))):
+                    piece = rows(name, info, part, axis=1)
+                    found.pieces[f"{target}.{kind}_proj.weight"] = piece
+        elif router := _ROUTER.fullmatch(name):
+            target = f"{router[1]}.{block}.{router[2]}"
+            found.pieces[target] = renamed(name, info)
+    for target, own_names in alone.items():
+        stack = [own_names[i] for i in sorted(own_names)]
+        _check(stack, own_names.keys() == {*range(count)}, count, tensors)
+        found.pieces[target] = stacked(stack, tensors[stack[0]])
+    return found
+
+
+def _half(name: str, info: TensorInfo) -> int:
+    if len(info.shape) != 3 or info.shape[1] % 2:
+        raise ValueError(
+            f"[load] {name} must be [experts, gate and up, inputs], "
+            f"got {list(info.shape)}"
+        )
+    return info.shape[1] // 2
+
+
+def _check(stack: list[str], complete: bool, count: int, tensors: Tensors) -> None:
+    first = stack[0]
+    if not complete:
+        raise ValueError(
+            f"[load] the config has {count} experts, but there are {len(stack)} "
+            f"tensors like {first!r}, or with other numbers"
+        )
+    for name in stack:
+        if tensors[name] != tensors[first]:
+            (dtype, shape), (other, wanted) = tensors[name], tensors[first]
+            raise ValueError(
+                f"[load] experts are alike, but {name} is {dtype} {list(shape)} and "
+                f"{first} is {other} {list(wanted)}"
+            )
