@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import blas
 
 if TYPE_CHECKING:
-    from .conversion import convert
+    from .conversion.convert import convert
     from .dispatch import use_impl
     from .fusion import explain, fuse, tune, unfuse
     from .generation import GenerationResponse, generate, stream_generate
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "convert": "conversion",
+    "convert": "conversion.convert",
     "GenerationResponse": "generation",
     "generate": "generation",
     "stream_generate": "generation",

@@ -30,16 +30,18 @@ def size(c: Config, key: str, least: int = 1) -> int:
     return value
 
 
-def number(c: Config, key: str) -> float:
+def number(c: Config, key: str, most: float = MOST) -> float:
     """A positive number that float32 holds."""
     value = c.get(key)
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
-        or not LEAST <= value <= MOST
+        or not LEAST <= value <= most
     ):
+        limit = f" up to {most:g}" if most < MOST else ""
         raise ValueError(
-            f"[config] {key} must be a positive number; it is {reprlib.repr(value)}"
+            f"[config] {key} must be a positive number{limit}; "
+            f"it is {reprlib.repr(value)}"
         )
     return float(value)
 

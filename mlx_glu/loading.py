@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from . import blas
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoints.checkpoint import Checkpoint, open_checkpoint
 from .hub import resolve
 from .models.llama import Model
 from .projection import cpu_streams
@@ -44,8 +44,8 @@ def load(path: str | Path) -> tuple[Model, Tokenizer]:
         ValueError: damaged or unsupported; the message names file and tensor.
     """
     checkpoint = open_checkpoint(resolve(path))
-    tokenizer = _tokenizer(checkpoint)
-    return _model(checkpoint, as_stored=False), tokenizer
+    tokenizer = tokenizer_of(checkpoint)
+    return model_of(examine(checkpoint)), tokenizer
 
 
 def load_model(path: str | Path, *, as_stored: bool = False) -> Model:
@@ -64,7 +64,31 @@ def load_model(path: str | Path, *, as_stored: bool = False) -> Model:
         FileNotFoundError: nothing there.
         ValueError: damaged or unsupported; the message names file and tensor.
     """
-    return _model(open_checkpoint(resolve(path)), as_stored=as_stored)
+    weights = examine(open_checkpoint(resolve(path)))
+    return model_of(weights, as_stored=as_stored)
+
+
+def model_of(weights: Weights, *, as_stored: bool = False) -> Model:
+    """As `load_model`; the skeleton in ``weights`` becomes the model."""
+    stored = Representation(None, False, "as stored")
+    form = stored if as_stored else representation(weights)
+    model = weights.model
+    if not form.unpack:
+        pack(model, weights)
+    model.update(tree_unflatten(list(_arrays(weights, form).items())))
+    model.representation = form.why
+    model.notes = weights.notes
+    model.eval()
+    return model
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint alone."""
+    if checkpoint.path.is_dir():
+        return load_tokenizer(checkpoint.path)
+    with TemporaryDirectory() as folder:
+        checkpoint.write_tokenizer(Path(folder))
+        return load_tokenizer(folder)
 
 
 def representation(weights: Weights) -> Representation:
@@ -97,20 +121,6 @@ def free_memory() -> int:
         return int(rows["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _model(checkpoint: Checkpoint, *, as_stored: bool) -> Model:
-    weights = examine(checkpoint)
-    stored = Representation(None, False, "as stored")
-    form = stored if as_stored else representation(weights)
-    model = weights.model
-    if not form.unpack:
-        _pack(model, weights)
-    model.update(tree_unflatten(list(_arrays(weights, form).items())))
-    model.representation = form.why
-    model.notes = weights.notes
-    model.eval()
-    return model
 
 
 def _names(weights: Weights, form: Representation) -> list[str]:
@@ -150,7 +160,7 @@ def _read(weights: Weights, name: str, form: Representation) -> mx.array:
     return array
 
 
-def _pack(model: Model, weights: Weights) -> None:
+def pack(model: Model, weights: Weights) -> None:
     """Give packed modules their quantized layers, to be filled."""
 
     def layer(path: str, module: nn.Module) -> bool | dict[str, object]:
@@ -159,11 +169,3 @@ def _pack(model: Model, weights: Weights) -> None:
 
     if weights.quantization:
         nn.quantize(model, class_predicate=layer)
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    if checkpoint.path.is_dir():
-        return load_tokenizer(checkpoint.path)
-    with TemporaryDirectory() as folder:
-        checkpoint.write_tokenizer(Path(folder))
-        return load_tokenizer(folder)

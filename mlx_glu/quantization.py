@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .safetensors import TensorInfo
+from .tensor_info import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,41 @@ def choose(
             listed = ", ".join(map(str, allowed))
             raise ValueError(f"[quantize] {mode} has {name} {listed}; got {value}")
     return Quantization(group_size, bits, mode)
+
+
+#: The word for a weight that is not packed, where a user names a format.
+FLOAT = "float"
+
+
+def parse(text: str, near: Quantization | None = None) -> Quantization | None:
+    """A format as a user writes it.
+
+    Args:
+        text: ``BITS[:GROUP_SIZE]``, which is affine, or ``MODE[:BITS[:GROUP_SIZE]]``,
+            or ``float``.
+        near: where ``text`` leaves the group size out, that of this format if both
+            are affine.
+
+    Returns:
+        The format; None for ``float``.
+
+    Raises:
+        ValueError: neither of these, or MLX has no such format.
+    """
+    if text == FLOAT:
+        return None
+    mode, *numbers = text.split(":")
+    if mode.isdecimal():
+        mode, numbers = "affine", [mode, *numbers]
+    if mode not in MODES or len(numbers) > 2 or not all(n.isdecimal() for n in numbers):
+        raise ValueError(
+            f"[quantize] {text!r} is no format; give BITS or BITS:GROUP_SIZE, "
+            f"one of {', '.join(MODES)}, or {FLOAT}"
+        )
+    bits, group_size, *_ = (*map(int, numbers), None, None)
+    if group_size is None and near is not None and near.mode == mode == "affine":
+        group_size = near.group_size
+    return choose(mode, group_size, bits)
 
 
 def read_off(

@@ -33,7 +33,7 @@ class RopeParameters:
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise ValueError(
-                f"[rope] rope_type {self.rope_type!r} is not supported; "
+                f"[rope] rope_type {self.rope_type[:100]!r} is not supported; "
                 f"supported: {', '.join(ROPE_TYPES)}"
             )
         for key in _REQUIRED[self.rope_type]:

@@ -51,6 +51,7 @@ def read_rope(config: Config, c: Config, kind: str, head_dim: int) -> RopeParame
     else:
         block, theta = object_at(block, kind) or block, c["rope_theta"]
     said = {"partial_rotary_factor": 1.0, **c, "rope_theta": theta, **block}
+    share = number(said, "partial_rotary_factor", most=1.0)
     differ = [k for k, v in old.items() if k != "type" and block.get(k) != v]
     if kind == FULL and new and differ:
         raise ValueError(
@@ -69,7 +70,7 @@ def read_rope(config: Config, c: Config, kind: str, head_dim: int) -> RopeParame
         number(block, key)
     flag(block, "truncate")
     if rope_type == "longrope":
-        pairs = int(head_dim * number(said, "partial_rotary_factor")) // 2
+        pairs = int(head_dim * share) // 2
         for key in _ROPE_LISTS:
             _check_list(block, key, pairs)
     rope = RopeParameters(
@@ -77,7 +78,7 @@ def read_rope(config: Config, c: Config, kind: str, head_dim: int) -> RopeParame
         max_position_embeddings=c["max_position_embeddings"],
         rope_type=rope_type,
         scaling={k: v for k, v in block.items() if k not in _ROPE_FIELDS},
-        partial_rotary_factor=number(said, "partial_rotary_factor"),
+        partial_rotary_factor=share,
     )
     _check_rotation(rope, head_dim)
     return rope

@@ -253,6 +253,6 @@ def resolve(hidden_act: str) -> Variant:
     if hidden_act not in known:
         raise ValueError(
             f"[variants] expected a hidden_act among {', '.join(known)} but got "
-            f"{hidden_act!r}; add it to hf_acts of its row in variants.py"
+            f"{hidden_act[:100]!r}; add it to hf_acts of its row in variants.py"
         )
     return known[hidden_act]

@@ -9,14 +9,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .arrangement import Arranged, text_tensors
-from .checkpoint import Checkpoint
+from .checkpoints.arrangement import Arranged, text_tensors
+from .checkpoints.checkpoint import Checkpoint
 from .config import ModelConfig
 from .families import MULTIMODAL, text_part
 from .models import MODEL_TYPES, build
 from .models.llama import Model
 from .quantization import FLOATS, Quantization, dequantize, read_off
-from .safetensors import TensorInfo
+from .tensor_info import TensorInfo
 
 _HEAD = "lm_head"
 
@@ -85,7 +85,7 @@ def examine(checkpoint: Checkpoint) -> Weights:
         ValueError: a tensor is missing, unknown, or of the wrong shape; the
             message names the checkpoint and the tensor.
     """
-    notes: list[str] = []
+    notes = list(checkpoint.notes)
     try:
         checkpoint = _text_model(checkpoint, notes)
         config = ModelConfig.from_dict(checkpoint.config)
@@ -96,7 +96,10 @@ def examine(checkpoint: Checkpoint) -> Weights:
     checkpoint = Arranged(checkpoint, checkpoint.config, arrangement)
     tied = _tied(checkpoint, config, notes)
     config = replace(config, tie_word_embeddings=tied)
-    model = build(config)
+    try:
+        model = build(config)
+    except OverflowError as error:  # two sizes in one axis, which has 32 bits
+        raise ValueError(f"[config] {error} (in {checkpoint.path})") from error
     flat: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     shapes = {name: array.shape for name, array in flat.items()}
     weights = Weights(checkpoint, config, model, shapes, notes=notes)
@@ -128,7 +131,7 @@ def examine(checkpoint: Checkpoint) -> Weights:
 
 def _text_model(checkpoint: Checkpoint, notes: list[str]) -> Checkpoint:
     """The text part of a multimodal checkpoint; another as it is."""
-    if checkpoint.config.get("model_type") not in MULTIMODAL:
+    if str(checkpoint.config.get("model_type")) not in MULTIMODAL:
         return checkpoint
     arrangement = text_tensors(checkpoint.tensors)
     if arrangement.dropped:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30, "Q4_K": 12}
+from mlx_glu.checkpoints.gguf_blocks import FORMATS, UNREAD
+
+_TYPES = {kind.name: code for code, kind in FORMATS.items()}
+_TYPES |= {name: code for code, name in UNREAD.items()}
 
 
 def _string(text: str) -> bytes:
@@ -32,6 +35,8 @@ def _value(value: object) -> bytes:
 
 def encode(array: np.ndarray, kind: str) -> bytes:
     """The blocks of a float32 array. Groups of 32 run along the last axis."""
+    if array.dtype == np.uint8:
+        return array.tobytes()
     if kind == "F32":
         return array.astype(np.float32).tobytes()
     if kind == "F16":
@@ -62,16 +67,22 @@ def write_gguf(
     metadata: dict[str, object],
     tensors: dict[str, tuple[np.ndarray, str]],
 ) -> Path:
-    """Write ``tensors``, name to (float32 array, type), after ``metadata``."""
+    """Write ``tensors``, name to (float32 array, type), after ``metadata``.
+
+    A uint8 array [rows, bytes] holds blocks as they are.
+    """
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))
     for key, value in metadata.items():
         head += _string(key) + _value(value)
     data = b""
     for name, (array, kind) in tensors.items():
         dims = array.shape[::-1]
+        if array.dtype == np.uint8:
+            block = FORMATS[_TYPES[kind]]
+            dims = (dims[0] // block.nbytes * block.block, *dims[1:])
         head += _string(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
         head += struct.pack("<IQ", _TYPES[kind], len(data))
-        data += encode(array, "F32" if kind == "Q4_K" else kind)
+        data += encode(array, "F32" if _TYPES[kind] in UNREAD else kind)
         data += b"\0" * (-len(data) % 32)
     path.write_bytes(head + b"\0" * (-len(head) % 32) + data)
     return path

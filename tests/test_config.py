@@ -455,7 +455,7 @@ BAD_ROPES = {
     "huge theta": ({"rope_theta": 1e39}, "rope_theta must be"),
     "overflow": ({"rope_type": "linear", "factor": 1e38}, "rotation is impossible"),
     "share 0": ({"partial_rotary_factor": 0}, "partial_rotary_factor must be"),
-    "share over 1": ({"partial_rotary_factor": 1.5}, "rotation is impossible"),
+    "share over 1": ({"partial_rotary_factor": 1.5}, "number up to 1; it is 1.5"),
     "odd share": ({"partial_rotary_factor": 5 / 24}, "rotation is impossible"),
     "list": ([1], "must be an object"),
     "string block": ("linear", "must be an object"),

@@ -13,7 +13,7 @@ from shared_data import SHARED, requires_shared
 from test_tokenizer import check_expected
 
 from mlx_glu import blas, convert, hub, load, load_model
-from mlx_glu.checkpoint import open_checkpoint
+from mlx_glu.checkpoints.checkpoint import open_checkpoint
 from mlx_glu.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.network

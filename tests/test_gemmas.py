@@ -10,9 +10,9 @@ from tiny_checkpoint import CASES, HF, hf_weights, token_ids, write_checkpoint
 from tiny_gemmas import FULL, ROPE, SLIDING
 
 from mlx_glu import convert, explain, fuse, load_model
+from mlx_glu.checkpoints.safetensors import SafetensorsFile
 from mlx_glu.config import ModelConfig, export
 from mlx_glu.models import build
-from mlx_glu.safetensors_file import SafetensorsFile
 
 IDS = token_ids()
 #: Without what mlx-lm has no room for.

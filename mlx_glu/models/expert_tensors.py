@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping
 
-from ..arrangement import Arrangement, Tensors, renamed, rows, stacked
-from ..safetensors import TensorInfo
+from ..checkpoints.arrangement import Arrangement, Tensors, renamed, rows, stacked
+from ..tensor_info import TensorInfo
 
 _LAYER = r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)"
 _EACH = re.compile(_LAYER + r"\.experts\.(\d{1,6})\.(\w+)\.(weight|scales|biases)")

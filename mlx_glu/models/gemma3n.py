@@ -11,11 +11,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import variants
-from ..arrangement import Arrangement, Piece, Tensors, renamed
+from ..checkpoints.arrangement import Arrangement, Piece, Tensors, renamed
 from ..config import ModelConfig
 from ..layers import RMSNorm
 from ..linear_layers import project
-from ..safetensors import TensorInfo
+from ..tensor_info import TensorInfo
 from . import lending
 from .lending import KV, Attention, Source
 from .llama import Cache

@@ -9,7 +9,7 @@ from dataclasses import replace
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..arrangement import Arrangement, Tensors, renamed, rows
+from ..checkpoints.arrangement import Arrangement, Tensors, renamed, rows
 from ..config import ModelConfig
 from ..experts import SwitchGLU, mix, route
 from ..families import FULL

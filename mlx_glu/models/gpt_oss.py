@@ -9,12 +9,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import variants
-from ..arrangement import Arrangement, Piece, Tensors, rows
+from ..checkpoints.arrangement import Arrangement, Piece, Tensors, rows
 from ..config import ModelConfig
 from ..experts import SwitchGLU, mix, route
 from ..layers import RMSNorm
 from ..linear_layers import project
-from ..safetensors import TensorInfo
+from ..tensor_info import TensorInfo
 from . import llama
 from .llama import Mask
 

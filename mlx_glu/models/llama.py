@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..arrangement import Arrangement, Tensors
 from ..cache import KVCache, RotatingKVCache
+from ..checkpoints.arrangement import Arrangement, Tensors
 from ..config import ModelConfig
 from ..families import SLIDING
 from ..layers import GatedMLP, RMSNorm

@@ -6,8 +6,8 @@ Source: Jiang et al. 2024, arXiv:2401.04088.
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..arrangement import Arrangement, Tensors
 from ..cache import KVCache
+from ..checkpoints.arrangement import Arrangement, Tensors
 from ..config import ModelConfig
 from ..experts import SwitchGLU, mix, route
 from ..layers import RMSNorm

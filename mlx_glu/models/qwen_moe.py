@@ -6,7 +6,7 @@ Source: Qwen2 (arXiv:2407.10671) and Qwen3 (arXiv:2505.09388) technical reports.
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..arrangement import Arrangement, Tensors
+from ..checkpoints.arrangement import Arrangement, Tensors
 from ..config import ModelConfig
 from ..experts import SwitchGLU, mix, route
 from ..layers import GatedMLP, RMSNorm

@@ -1,28 +1,16 @@
 """Render the chat template of a checkpoint, which is code from a stranger.
 
-Templates run in jinja2's immutable sandbox: no underscore attribute, no change of a
-list or dict, no file, no import. They see copies of the messages made of plain JSON
-types. Bounded: the items all ``range()`` calls of one rendering give, and the size
-of the output. Not bounded: nested loops over strings or messages, ``'x' * n`` and
-the like inside one expression, so a hostile template can still waste time and memory.
-
-The environment is Hugging Face's, so the templates on the hub work: trim_blocks,
-lstrip_blocks, loop controls, ``{% generation %}``, ``tojson``, ``raise_exception``,
-``strftime_now``. Source: transformers 5, utils/chat_template_utils.py.
+It runs in the sandbox of ``template_sandbox.py`` and sees copies of the messages, made
+of plain JSON types. Time, memory and output of a rendering are bounded there.
 """
 
-import json
 import traceback
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
-
-MAX_RANGE_ITEMS = 1_000_000  # over one rendering; jinja2 allows 100,000 per call
-MAX_OUTPUT = 1 << 24  # characters
 
 
 def named_templates(value: object, source: str) -> dict[str, str]:
@@ -100,19 +88,22 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **context: Any)
         ValueError: the template is broken, raises, leaves the sandbox or grows too
             large, or a value is no JSON type; with the template's line if known.
     """
+    from .template_budget import MAX_VALUE
+    from .template_sandbox import variables
+
     compiled = _compile(template)
     chat = [
         {key: value for key, value in message.items() if value is not None}
         for message in _plain(_checked(messages))
     ]
-    variables = _plain(context) | {"messages": chat, "range": _range_with_budget()}
+    context = _plain(context) | {"messages": chat}
     parts, size = [], 0
     try:
-        for part in compiled.generate(variables):
+        for part in compiled.generate(variables(context)):
             parts.append(part)
             size += len(part)
-            if size > MAX_OUTPUT:
-                raise ValueError(f"the text grows beyond {MAX_OUTPUT} characters")
+            if size > MAX_VALUE:
+                raise ValueError(f"the text grows beyond {MAX_VALUE:,} characters")
     except Exception as error:  # a template can raise anything
         raise _one_line(error) from None
     return "".join(parts)
@@ -145,20 +136,6 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _range_with_budget() -> Any:
-    left = MAX_RANGE_ITEMS
-
-    def limited_range(*args: int) -> range:
-        nonlocal left
-        items = range(*args)
-        left -= len(items)
-        if left < 0:
-            raise ValueError(f"the range() calls give over {MAX_RANGE_ITEMS} items")
-        return items
-
-    return limited_range
-
-
 def _one_line(error: Exception) -> ValueError:
     """The error with the deepest template line of its traceback."""
     line = getattr(error, "lineno", None)
@@ -178,57 +155,8 @@ def _compile(template: str) -> "jinja2.Template":
         raise _one_line(error) from None
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """jinja2's own filter escapes HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
 @lru_cache(maxsize=1)
 def _environment() -> "jinja2.Environment":
-    import jinja2
-    from jinja2 import ext, nodes, sandbox
+    from .template_sandbox import environment
 
-    class Generation(ext.Extension):
-        """``{% generation %}`` marks the assistant's text; it renders its body."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> nodes.Node:
-            lineno = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=lineno)
-
-    class Sandbox(sandbox.ImmutableSandboxedEnvironment):
-        def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-            # Raise at once; jinja2 waits until the value is used.
-            raise sandbox.SecurityError(
-                f"access to attribute {attribute!r} of a {type(obj).__name__} is unsafe"
-            )
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals.pop("lipsum")
-    # Plain functions, since a class has attributes to climb on.
-    environment.globals.update(
-        dict=lambda *args, **kwargs: dict(*args, **kwargs),
-        raise_exception=raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(form),
-    )
-    return environment
+    return environment()

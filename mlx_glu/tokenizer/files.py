@@ -1,16 +1,20 @@
 """Read the tokenizer files of a checkpoint folder, all but the vocabulary itself."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..untrusted import parse_json, read_file, read_text
 from .chat_template import named_templates
 from .tokenizers_backend import AddedToken
 
 # What other tokenizers leave in a folder; named when ours are missing.
 _OTHERS = ("*.tiktoken", "tekken.json", "vocab.*", "merges.txt", "*token*", "*.gguf")
+
+
+#: Ids are 32-bit numbers to the libraries and to MLX.
+MAX_ID = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     extra = [
         content
         for key in ("additional_special_tokens", "extra_special_tokens")
-        for value in (declared.get(key) or [])
+        for value in _listed(declared.get(key))
         if (content := _content(value)) is not None
     ]
     return TokenizerFiles(
@@ -105,8 +109,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file."""
     if not path.is_file():
         return {}
+    data = read_file(path)
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_json(data)
     except ValueError as error:  # not JSON or not UTF-8
         raise ValueError(
             f"[load_tokenizer] {path} is not JSON: {error}; was the download complete?"
@@ -116,6 +121,10 @@ def _read_object(path: Path) -> dict[str, Any]:
             f"[load_tokenizer] {path} holds a JSON object, not a {type(value).__name__}"
         )
     return value
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _content(value: object) -> str | None:
@@ -142,21 +151,28 @@ def _read_added(
                 added[int(index)] = AddedToken(
                     content, normalized=not is_special, special=is_special
                 )
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"[load_tokenizer] {source}: added tokens: {error}") from None
-    if any(index < 0 or not isinstance(t.content, str) for index, t in added.items()):
-        raise ValueError(f"[load_tokenizer] {source}: added tokens: an id is negative")
+    for index, token in added.items():
+        flags = [getattr(token, name) for name in fields if name != "content"]
+        if not 0 <= index <= MAX_ID or not isinstance(token.content, str):
+            raise ValueError(f"[load_tokenizer] {source}: added tokens: id {index}")
+        if not all(isinstance(flag, bool) for flag in flags):
+            raise ValueError(
+                f"[load_tokenizer] {source}: added tokens: a flag of id {index} is "
+                "neither true nor false"
+            )
     return added
 
 
 def _read_chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Files come before tokenizer_config.json, as in HF."""
     templates = {
-        path.stem: path.read_text("utf-8")
+        path.stem: read_text(path)
         for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
     }
     if (path := folder / "chat_template.jinja").is_file():
-        return {**templates, "default": path.read_text("utf-8")}
+        return {**templates, "default": read_text(path)}
     path = folder / "chat_template.json"
     value = _read_object(path).get("chat_template")
     if value is None:

@@ -5,11 +5,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..untrusted import read_file
 from . import sentencepiece_proto as proto
 from .tokenizers_backend import AddedToken, piece_bytes
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+#: Gemma's, one of the largest, has 5 MB.
+MAX_BYTES = 16 << 20
 
 
 class SentencePieceBackend:
@@ -39,9 +44,14 @@ class SentencePieceBackend:
         legacy: bool = False,
         add_prefix_space: bool = True,
     ) -> None:
-        data = path.read_bytes()
+        data = read_file(path, MAX_BYTES)
         self._model = load_model(data, str(path))
-        pieces, has_prefix = proto.read_model(data)
+        try:
+            pieces, has_prefix = proto.read_model(data)
+        except IndexError:  # what sentencepiece skips, we do not
+            raise ValueError(
+                f"[load_tokenizer] {path} holds more than a sentencepiece model"
+            ) from None
         self._added = {
             index: AddedToken(piece, special=kind == proto.CONTROL)
             for index, (piece, kind) in pieces.items()

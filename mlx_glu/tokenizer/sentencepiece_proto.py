@@ -31,6 +31,9 @@ def read_model(data: bytes) -> tuple[dict[int, tuple[str, int]], bool]:
     Returns:
         ``{id: (piece, type)}`` of the unknown, control and user-defined pieces, and
         whether the model puts a space before text (``add_dummy_prefix``).
+
+    Raises:
+        IndexError: it is no such message after all.
     """
     special: dict[int, tuple[str, int]] = {}
     add_dummy_prefix, index, start = True, 0, 0
@@ -97,6 +100,8 @@ def _read_varint(data: bytes, start: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, start
         shift += 7
+        if shift > 63:
+            raise IndexError("a number of over 64 bits")
 
 
 def _read_scalars(data: bytes) -> Iterable[tuple[int, int]]:

@@ -6,14 +6,21 @@ one of them is wrong.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
+
+from ..untrusted import read_file
+from .tokenizer_json_checks import MAX_BYTES, check_tokenizer_json
 
 if TYPE_CHECKING:
     import tokenizers
+
+#: Real tokenizers encode a million characters a second.
+MAX_SECONDS, CHARACTERS_PER_SECOND = 2.0, 20_000
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,11 @@ class TokenizersBackend:
     ) -> None:
         from tokenizers import Tokenizer
 
+        data = read_file(path, MAX_BYTES)
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+            check_tokenizer_json(data)
+            self._tokenizer = _native(Tokenizer.from_buffer, data)
+        except ValueError as error:
             raise ValueError(
                 f"[load_tokenizer] {path} is not a tokenizer of the tokenizers library "
                 f"({str(error)[:200]}); was the download complete?"
@@ -69,9 +78,33 @@ class TokenizersBackend:
         self._byte_level, self.strip_left = _read_decoder(self._tokenizer, path)
 
     def encode(self, text: str, *, post_process: bool = False) -> list[int]:
-        """Encode text; ``post_process`` adds the special tokens the file asks for."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=post_process)
-        return list(encoding.ids)
+        """Encode text; ``post_process`` adds the special tokens the file asks for.
+
+        Raises:
+            ValueError: the library fails, or a regular expression of the file takes
+                for ever.
+        """
+        outcome: list[Any] = []
+
+        def work() -> None:
+            # Of all its methods, this one lets other threads run meanwhile.
+            encode = self._tokenizer.encode_batch
+            try:
+                (encoding,) = _native(encode, [text], add_special_tokens=post_process)
+                outcome.append(encoding.ids)
+            except ValueError as error:
+                outcome.append(error)
+
+        seconds = MAX_SECONDS + len(text) / CHARACTERS_PER_SECOND
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        found = outcome[0] if outcome else f"it takes over {seconds:.0f} seconds"
+        if isinstance(found, list):
+            return found
+        raise ValueError(
+            f"[encode] this tokenizer.json cannot encode the text: {found}"
+        )
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, None if there is none."""
@@ -97,7 +130,8 @@ class TokenizersBackend:
     ) -> None:
         known = {t.content for t in self._tokenizer.get_added_tokens_decoder().values()}
         known |= {token.content for token in added.values()}
-        self._tokenizer.add_tokens([added[i].native() for i in sorted(added)])
+        tokens = [added[i].native() for i in sorted(added)]
+        _native(self._tokenizer.add_tokens, tokens)
         for index, token in added.items():
             if (found := self.token_to_id(token.content)) != index:
                 raise ValueError(
@@ -108,7 +142,19 @@ class TokenizersBackend:
         for content in named:
             if content not in known and self.token_to_id(content) is not None:
                 token = AddedToken(content, special=True)
-                self._tokenizer.add_special_tokens([token.native()])
+                _native(self._tokenizer.add_special_tokens, [token.native()])
+
+
+def _native(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call the library; whatever it raises becomes a ValueError."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:  # often a bare Exception
+        raise ValueError(str(error)) from None
+    except BaseException as error:  # a panic of Rust is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from None
 
 
 def piece_bytes(piece: str) -> bytes:

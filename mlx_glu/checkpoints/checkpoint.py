@@ -4,17 +4,19 @@ Quantized layers appear as in MLX's own folders: ``P.weight`` (packed uint32),
 ``P.scales`` and, for affine groups, ``P.biases``.
 """
 
-import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from .safetensors import TensorInfo, read_header
+from ..tensor_info import TensorInfo
+from ..untrusted import open_file, parse_json, read_file, shown
+from .safetensors import SafetensorsFile
+from .torch_file import TorchFile
 
 INDEX = "model.safetensors.index.json"
 
@@ -42,11 +44,18 @@ class Checkpoint(ABC):
         path: folder or file, for messages.
         config: ``config.json``, or what stands for it.
         tensors: every tensor by name, not read yet.
+        notes: decisions a user should hear of, one line each.
     """
 
     path: Path
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
+    notes: Sequence[str] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return [self.path]
 
     @abstractmethod
     def load(self, name: str) -> mx.array:
@@ -58,7 +67,7 @@ class Checkpoint(ABC):
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a folder of safetensors, or a GGUF file.
+    """Open a folder of safetensors or of torch's files, or a GGUF file.
 
     Raises:
         FileNotFoundError: no such path, or no weights in it.
@@ -70,8 +79,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_dir():
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1 or any(path.glob("*.safetensors")):
-            return SafetensorsFolder(path)
+            return Folder(path)
         path = files[0]
+        open_file(path).close()  # no link out of the folder, no pipe
     if path.suffix != ".gguf":
         raise ValueError(
             f"[load] {path} is a file; give the folder that holds config.json, "
@@ -82,33 +92,62 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return GGUFCheckpoint(path)
 
 
-class SafetensorsFolder(Checkpoint):
+class _Weights(Protocol):
+    """One open file of weights."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    notes: list[str]
+
+    def load(self, name: str) -> mx.array: ...
+
+
+class _Format(NamedTuple):
+    """How files of weights are found in a folder, and opened."""
+
+    index_name: str
+    pattern: str
+    open: Callable[[Path], _Weights]
+
+
+#: The first that a folder has is read.
+_FORMATS = (
+    _Format(INDEX, "model*.safetensors", SafetensorsFile),
+    _Format("pytorch_model.bin.index.json", "pytorch_model*.bin", TorchFile),
+)
+
+
+class Folder(Checkpoint):
     """A Hugging Face or MLX folder: config.json, one file or shards with an index."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = read_json(path / "config.json")
-        self.tensors, self._file_of = _read_headers(path)
-        self._open: dict[Path, dict[str, mx.array]] = {}
+        found = [
+            f for f in _FORMATS if (path / f.index_name).exists() or _files(path, f)
+        ]
+        self._file_of = _open_files(path, found[0] if found else _FORMATS[0])
+        self.tensors = {n: file.tensors[n] for n, file in self._file_of.items()}
+        files = {id(file): file for file in self._file_of.values()}.values()
+        self.notes = [note for f in files for note in f.notes]
+        if len(found) > 1:
+            self.notes.append(f"{found[1].pattern} is not read: there are safetensors")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return list(dict.fromkeys(file.path for file in self._file_of.values()))
 
     def load(self, name: str) -> mx.array:
         """Read one tensor."""
-        file = self._file_of[name]
-        if name not in self._open.get(file, {}):
-            try:
-                loaded = mx.load(str(file), format="safetensors")
-            except RuntimeError as error:
-                raise ValueError(f"[load] MLX cannot read {file}: {error}") from error
-            assert isinstance(loaded, dict)
-            self._open[file] = loaded
-        # Handing over the only reference lets the data go when the caller is done.
-        return self._open[file].pop(name)
+        return self._file_of[name].load(name)
 
     def write_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer's files, generation config and licence."""
         for pattern in KEPT:
-            for file in self.path.glob(pattern):
-                shutil.copyfile(file, folder / file.name)
+            for path in self.path.glob(pattern):
+                with open_file(path) as source, (folder / path.name).open("wb") as to:
+                    shutil.copyfileobj(source, to)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,16 +158,14 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: not JSON, or not an object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"[load] {path} does not exist; {_listing(path.parent)}"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"[load] {path} is not UTF-8 text") from error
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"[load] {path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"[load] {path} must hold a JSON object")
@@ -138,50 +175,53 @@ def read_json(path: Path) -> dict[str, Any]:
 def _listing(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder"
-    names = sorted(p.name for p in folder.iterdir())
+    names = sorted(repr(p.name)[1:-1] for p in folder.iterdir())
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"{folder} holds {shown or 'nothing'}"
 
 
-def _read_headers(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, Path]]:
-    """Every tensor and its file, from the index where there is one."""
-    index = folder / INDEX
+def _files(folder: Path, form: _Format) -> list[Path]:
+    return sorted(folder.glob(form.pattern))
+
+
+def _open_files(folder: Path, form: _Format) -> dict[str, _Weights]:
+    """The file of every tensor, from the index where there is one."""
+    index, weight_map = folder / form.index_name, {}
     if index.exists():
-        weight_map = _weight_map(index)
-        files = [folder / name for name in sorted(set(weight_map.values()))]
+        weight_map = _weight_map(index, Path(form.pattern).suffix)
+        paths = [folder / name for name in sorted(set(weight_map.values()))]
     else:
-        weight_map = {}
-        files = sorted(folder.glob("model*.safetensors"))
-    if not files:
+        paths = _files(folder, form)
+    if not paths:
         raise FileNotFoundError(
-            f"[load] no model*.safetensors in {folder}; {_listing(folder)}"
+            f"[load] no {form.pattern} in {folder}; {_listing(folder)}"
         )
-    tensors: dict[str, TensorInfo] = {}
-    file_of: dict[str, Path] = {}
-    for file in files:
-        if not file.exists():
+    place: dict[str, Path] = {}
+    file_of: dict[str, _Weights] = {}
+    for path in paths:
+        if not path.exists():
             raise FileNotFoundError(
-                f"[load] {file.name!r}, named by {index}, is missing; "
+                f"[load] {shown(path.name)}, named by {index}, is missing; "
                 + _listing(folder)
             )
-        header = read_header(file)
-        for name, info in header.items():
-            if name in file_of:
+        file = form.open(path)
+        for name in file.tensors:
+            if name in place:
                 raise ValueError(
-                    f"[load] tensor {name!r} is in {file_of[name].name} and in "
-                    f"{file.name} of {folder}; remove the stale file"
+                    f"[load] tensor {name!r} is in {place[name].name} and in "
+                    f"{path.name} of {folder}; remove the stale file"
                 )
-            tensors[name], file_of[name] = info, file
+            place[name], file_of[name] = path, file
     for name, file_name in weight_map.items():
-        if name not in file_of:
+        if name not in place:
             raise ValueError(
-                f"[load] tensor {name!r} is not in {folder / file_name}, "
+                f"[load] tensor {shown(name)} is not in {folder / file_name}, "
                 f"where {index.name} says it is"
             )
-    return tensors, file_of
+    return file_of
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(index: Path, suffix: str) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"[load] {index} has no weight_map")
@@ -190,10 +230,11 @@ def _weight_map(index: Path) -> dict[str, str]:
         if (
             not isinstance(file_name, str)
             or Path(file_name).name != file_name
-            or not file_name.endswith(".safetensors")
+            or not file_name.endswith(suffix)
         ):
             raise ValueError(
-                f"[load] {index} puts tensor {name!r} into {file_name!r}; "
-                "a .safetensors file inside the folder was expected"
+                f"[load] {index} puts tensor {shown(name)} into "
+                f"{shown(file_name)}; a {suffix} file inside the folder was "
+                "expected"
             )
     return weight_map

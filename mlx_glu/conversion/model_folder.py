@@ -2,15 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import INDEX
-from .config import export
-from .quantization import Quantization, config_block
-from .tokenizer import load_tokenizer
-from .weights import Weights
+from ..checkpoints.checkpoint import INDEX
+from ..config import export
+from ..quantization import Quantization, config_block
+from ..tokenizer import load_tokenizer
+from ..weights import Weights
 
 
 def write_config(
@@ -30,9 +30,10 @@ def write_config(
 
 
 def write_index(
-    folder: Path, weight_map: Mapping[str, str], nbytes: int, parameters: int
+    folder: Path, files: Mapping[str, Iterable[str]], nbytes: int, parameters: int
 ) -> None:
     """Write the index, which names the file of every tensor."""
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
     metadata = {"total_size": nbytes, "total_parameters": parameters}
     index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
     _write_json(folder / INDEX, index)

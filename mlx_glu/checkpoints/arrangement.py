@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from ..fields import Config
+from ..tensor_info import TensorInfo
 from .checkpoint import Checkpoint
-from .fields import Config
-from .safetensors import TensorInfo
 
 Tensors = Mapping[str, TensorInfo]
 

@@ -1,0 +1,1 @@
+"""Checkpoint in, MLX folder out."""
