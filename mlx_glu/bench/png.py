@@ -23,7 +23,7 @@ def check() -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
             "--plot needs matplotlib, which is not installed; pip install "
-            "'mlx-glu[plot]', or take --report, which needs nothing"
+            "'mlx-glu[plot]'"
         )
 
 

@@ -1,0 +1,1 @@
+"""What a model predicts, and how much of it a quantization costs."""
