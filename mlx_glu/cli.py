@@ -48,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """The parser with all commands; building it imports nothing heavy."""
     parser = _Parser(
-        prog="mlx-glu",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="mlx-glu", description=DESCRIPTION, formatter_class=_CommandsHelp
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -71,6 +69,16 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+class _CommandsHelp(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the names of all commands; argparse forgets their indent."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Widen the column."""
+        super().add_argument(action)
+        widest = 4 + max(map(len, COMMANDS))
+        self._action_max_length = max(self._action_max_length, widest)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -384,7 +384,8 @@ def test_a_signal_leaves_no_half_a_folder(number, code, tmp_path):
     process = start("convert", "--hf-path", source, "--mlx-path", target, "-q")
     deadline = time.monotonic() + 20
     while (
-        not [*tmp_path.glob("to/.mlx.partial-*/new/*")] and time.monotonic() < deadline
+        not [*tmp_path.glob("to/.mlx.partial/new/*.safetensors")]
+        and time.monotonic() < deadline
     ):
         time.sleep(0.001)
     process.send_signal(number)

@@ -2,12 +2,26 @@
 
 from types import ModuleType
 
-from . import bench, chat, convert, explain, generate, variants, verify
+from . import (
+    bench,
+    chat,
+    compare,
+    convert,
+    explain,
+    generate,
+    inspect,
+    perplexity,
+    variants,
+    verify,
+)
 
 COMMANDS: dict[str, ModuleType] = {
     "convert": convert,
     "generate": generate,
     "chat": chat,
+    "perplexity": perplexity,
+    "compare": compare,
+    "inspect": inspect,
     "explain": explain,
     "variants": variants,
     "verify": verify,
