@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+#: Unsigned integers of each size, which Python's buffers can hold.
+BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+
 
 class TensorInfo(NamedTuple):
     """A tensor that has not been read yet."""

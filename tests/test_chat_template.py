@@ -201,21 +201,26 @@ import json, resource, sys, time
 
 if sys.platform == "linux":  # macOS has no such limit
     resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10
+
+def megabytes():
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    with open("/proc/self/status") as status:  # Linux's ru_maxrss is the parent's
+        return int(status.read().split("VmHWM:")[1].split()[0]) / (1 << 10)
+
 from mlx_glu.tokenizer.chat_template import render
 
 chat = [{"role": "user", "content": "hello world " * 10}]
 render("{{ messages }}", chat)
 for template in json.load(sys.stdin):
     start = time.process_time()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = megabytes()
     try:
         message = [render(template, chat)[:100]]
     except ValueError as error:
         message = str(error)
     used = time.process_time() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([message, used, memory / UNIT]), flush=True)
+    print(json.dumps([message, used, megabytes() - before]), flush=True)
 """
 
 

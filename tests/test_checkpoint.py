@@ -480,6 +480,20 @@ def test_gguf_is_found_in_its_folder(tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_gguf_behind_a_link(tmp_path):
+    """Whoever names a file means what it leads to; a folder's links stay inside."""
+    path = gguf(tmp_path)
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "l.gguf"
+    link.symlink_to(path)
+    stored = open_checkpoint(link)
+    assert stored.path == link
+    name = "model.norm.weight"
+    assert mx.array_equal(stored.load(name), open_checkpoint(path).load(name))
+    with pytest.raises(ValueError, match="is a link out of its folder"):
+        open_checkpoint(link.parent)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

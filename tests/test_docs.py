@@ -16,7 +16,14 @@ DOCS += ROOT.glob("mlx_glu/*/README.md")
 PACKAGE = ROOT / "mlx_glu"
 
 #: What the user makes or names, so that no clone has it.
-MADE = {"model.gguf", "serve.py", "config.json", "tokenizer.json", "tokenizer.model"}
+MADE = {
+    "model.gguf",
+    "serve.py",
+    "provenance.json",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+}
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -81,14 +88,16 @@ def test_variant_table_is_the_table():
 
 #: Lower modules first; a module imports only from rows above its own.
 LAYERS = [
-    {"variants", "tracing", "paired", "blas", "safetensors", "cache", "sample"}
-    | {"destination", "metal_source", "packing", "user_cache", "tables"},
+    {"variants", "tracing", "paired", "blas", "cache", "sample", "metal_source"}
+    | {"packing", "user_cache", "tables", "untrusted", "hashing", "tensor_info"}
+    | {"parts"},
     {"dispatch", "fields", "metal_sim"},
     {"jit"},
-    {"quantization", "rope", "families", "gguf", "tokenizer", "checkpoint"},
+    {"quantization", "rope", "families", "tokenizer"},
     {"rope_config", "projection", "gathered"},
-    {"config", "hub", "arrangement"},
-    {"gguf_checkpoint"},
+    {"config"},
+    {"checkpoints", "description"},
+    {"hub", "grouping"},
     {"reference"},
     {"checks", "kernels", "elementwise", "stock"},
     {"fused"},
@@ -98,19 +107,19 @@ LAYERS = [
     {"layers", "experts"},
     {"models"},
     {"weights"},
-    {"loading", "model_folder", "warming", "prefill"},
-    {"conversion_plan"},
+    {"loading", "warming", "prefill"},
     {"conversion", "proof"},
     {"tuning"},
     {"fusion"},
-    {"generation"},
+    {"generation", "inspection"},
     {"mlx_lm_engine"},
     {"bench"},
+    {"evaluation"},
     {"commands"},
     {"cli"},
 ]
-#: Imported from below when a user's file or a GPU needs it.
-LATE = {("checkpoint", "gguf_checkpoint"), ("choosing", "tuning")}
+#: Imported from below when a user's GPU needs it.
+LATE = {("choosing", "tuning")}
 
 
 def test_imports_go_down():

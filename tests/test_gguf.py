@@ -328,7 +328,7 @@ def test_a_lying_header_is_refused_at_once(lie, tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert time.monotonic() - start < 1
-    assert peak < 2**23
+    assert peak < 2**23 + path.stat().st_size  # the header, as far as it is there
     assert str(path) in str(caught.value)
 
 

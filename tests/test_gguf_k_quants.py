@@ -114,7 +114,7 @@ def test_any_bytes_decode(name, data):
 
 
 def test_a_tensor_is_decoded_a_slice_at_a_time(tmp_path):
-    """In flight are the result and some MB, not a second copy in float32."""
+    """In flight are the result, its blocks and some MB, not a second copy."""
     tensors = {"x.weight": (np.tile(blocks_of("Q6_K", 64, 4096), (128, 1)), "Q6_K")}
     file = GGUFFile(write_gguf(tmp_path / "a.gguf", {}, tensors))
     tracemalloc.start()
@@ -127,7 +127,7 @@ def test_a_tensor_is_decoded_a_slice_at_a_time(tmp_path):
     tracemalloc.stop()
     assert array.nbytes == 4 * 8192 * 4096
     assert numpy_peak < array.nbytes / 4
-    assert mx.get_peak_memory() - before < 1.25 * array.nbytes
+    assert mx.get_peak_memory() - before < 1.3 * array.nbytes
     assert mx.array_equal(array[:64], array[-64:])
 
 
@@ -227,3 +227,14 @@ def test_check_finds_a_scale_that_is_no_number(mixed, tmp_path):
     ):
         convert(mixed, tmp_path / "mlx", check=True)
     assert not (tmp_path / "mlx").exists()
+
+
+def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
+    """A mapped file would kill the process."""
+    path = tmp_path / "model.gguf"
+    write_gguf(path, {}, {"a.weight": (np.zeros((64, 1024), np.float32), "F32")})
+    file = GGUFFile(path)
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="has changed since it was opened"):
+        file.load("a.weight")

@@ -49,10 +49,12 @@ from mlx_glu.tokenizer import load_tokenizer
 from mlx_glu.weights import examine
 
 TEXT = "a" * 40 + "! some text, some a\\u0301 more \\ufb00"
-UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10
 
 def megabytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNIT
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    with open("/proc/self/status") as status:  # Linux's ru_maxrss is the parent's
+        return int(status.read().split("VmHWM:")[1].split()[0]) / (1 << 10)
 
 for folder in sys.argv[2:]:
     start, before = time.process_time(), megabytes()
@@ -168,6 +170,9 @@ WEIGHTS = {
     "index of brackets": index(b'{"weight_map":[' + b"[]," * 9_000_000 + b"[]]}"),
     "index names 100,000 files": index(
         {"weight_map": {f"t{i}": f"{i}.safetensors" for i in range(100_000)}}
+    ),
+    "index with a file name of 20 MB": index(
+        {"weight_map": {"x": "y" * 20_000_000 + ".safetensors"}}
     ),
     "index leads out": index({"weight_map": {"x": "../../../x.safetensors"}}),
     "index with a long name": index({"weight_map": {"x" * 10**6: "y" * 10**6}}),
@@ -438,6 +443,23 @@ def test_no_private_file_is_copied(name, hf, tmp_path):
     with pytest.raises(ValueError, match=f"{name} is a link out of its folder"):
         convert(hf, tmp_path / "mlx")
     assert not (tmp_path / "mlx").exists()
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json", "vocab.json"])
+def test_no_sparse_file_is_copied(name, hf, tmp_path):
+    """It takes no room in the source, and all that there is in a copy."""
+    sparse(hf / name, 65 << 20)
+    with pytest.raises(ValueError, match=f"{name} has 68,157,440 bytes"):
+        convert(hf, tmp_path / "mlx")
+    assert not (tmp_path / "mlx").exists()
+
+
+def test_a_folder_of_licences_is_left_out(hf, tmp_path):
+    (hf / "LICENSES").mkdir()
+    (hf / "LICENSES" / "MIT").write_text("free")
+    (hf / "LICENSE-MIT").write_text("free")
+    convert(hf, tmp_path / "mlx")
+    assert [p.name for p in (tmp_path / "mlx").glob("LIC*")] == ["LICENSE-MIT"]
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

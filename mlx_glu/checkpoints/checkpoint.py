@@ -5,7 +5,6 @@ Quantized layers appear as in MLX's own folders: ``P.weight`` (packed uint32),
 """
 
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,10 @@ KEPT = (
     "LICENSE*",
     "NOTICE*",
 )
+
+#: Bytes of one of them, as a sparse file of a terabyte would fill the disk; and
+#: characters of a file's name, of which no file system has more.
+_MAX_KEPT, _MAX_NAME = 64 << 20, 255
 
 
 class Checkpoint(ABC):
@@ -144,10 +147,14 @@ class Folder(Checkpoint):
 
     def write_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer's files, generation config and licence."""
-        for pattern in KEPT:
-            for path in self.path.glob(pattern):
-                with open_file(path) as source, (folder / path.name).open("wb") as to:
-                    shutil.copyfileobj(source, to)
+        for path in kept_files(self.path):
+            (folder / path.name).write_bytes(read_file(path, _MAX_KEPT))
+
+
+def kept_files(folder: Path) -> list[Path]:
+    """What a folder has of ``KEPT``; a folder LICENSES is none of it."""
+    found = (path for pattern in KEPT for path in sorted(folder.glob(pattern)))
+    return [path for path in found if not path.is_dir()]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -189,16 +196,16 @@ def _open_files(folder: Path, form: _Format) -> dict[str, _Weights]:
     index, weight_map = folder / form.index_name, {}
     if index.exists():
         weight_map = _weight_map(index, Path(form.pattern).suffix)
-        paths = [folder / name for name in sorted(set(weight_map.values()))]
+        names = sorted(set(weight_map.values()))
     else:
-        paths = _files(folder, form)
-    if not paths:
+        names = [path.name for path in _files(folder, form)]
+    if not names:
         raise FileNotFoundError(
             f"[load] no {form.pattern} in {folder}; {_listing(folder)}"
         )
     place: dict[str, Path] = {}
     file_of: dict[str, _Weights] = {}
-    for path in paths:
+    for path in map(folder.joinpath, names):
         if not path.exists():
             raise FileNotFoundError(
                 f"[load] {shown(path.name)}, named by {index}, is missing; "
@@ -229,7 +236,8 @@ def _weight_map(index: Path, suffix: str) -> dict[str, str]:
         # A path that leaves the folder is never right, and may be an attack.
         if (
             not isinstance(file_name, str)
-            or Path(file_name).name != file_name
+            or os.path.basename(file_name) != file_name
+            or len(file_name) > _MAX_NAME
             or not file_name.endswith(suffix)
         ):
             raise ValueError(

@@ -4,7 +4,7 @@ Format: the GGUF specification, github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 import math
-import mmap
+import os
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..untrusted import open_file
 from .gguf_blocks import FORMATS, UNREAD, Format, decode_blocks
+from .safetensors import read_array
 
 MAGIC = b"GGUF"
 
@@ -63,12 +65,14 @@ class GGUFFile:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, GGUFTensor] = {}
-        if path.stat().st_size < 24:
+        # Who names a file may name a link: what lies in a folder was judged before.
+        self._target = path.resolve()
+        with open_file(self._target) as file:
+            self._size = os.fstat(file.fileno()).st_size
+            self._data = file.read(min(self._size, _MOST_BYTES)) or b""
+        if len(self._data) < 24:
             raise ValueError(f"[gguf] {path} is too short to be a GGUF file")
-        with path.open("rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._at = 0
-        self._end = min(len(self._data), _MOST_BYTES)
+        self._at, self._end = 0, len(self._data)
         self._strings_left = _MOST_STRINGS
         try:
             self._read_header()
@@ -88,11 +92,12 @@ class GGUFFile:
         """
         tensor = self.tensors[name]
         kind, shape = tensor.format, tensor.shape
-        raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.offset)
+        rows = tensor.nbytes // kind.nbytes, kind.nbytes
+        read = read_array(self._target, self._size, tensor.offset, mx.uint8, rows)
+        blocks = np.array(read, copy=False)
         if kind.decode is None:
-            numbers = mx.array(raw.view(f"<u{kind.nbytes}"))
+            numbers = mx.array(blocks.view(f"<u{kind.nbytes}"))
             return (numbers.view(kind.dtype).reshape(shape),)
-        blocks = raw.reshape(-1, kind.nbytes)
         whole: list[mx.array] = []
         with mx.stream(mx.cpu):
             for start in range(0, len(blocks), _SLICE // kind.block):
@@ -146,7 +151,7 @@ class GGUFFile:
                     f"at no multiple of {alignment}; the file is damaged"
                 )
             end = placed.offset + placed.nbytes
-            if end > len(self._data):
+            if end > self._size:
                 raise ValueError(
                     f"[gguf] {self.path}: tensor {name!r} ends after the file; "
                     "the download is incomplete or the file is damaged"

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..tensor_info import TensorInfo
+from ..tensor_info import BITS, TensorInfo
 from ..untrusted import MAX_JSON, open_file, parse_json
 
 #: What MLX computes with on every device: no F64, no 8-bit floats.
@@ -35,9 +35,6 @@ DTYPES: dict[str, mx.Dtype] = {
 
 #: No real tensor has more axes or a longer name; MLX counts along an axis in 32 bits.
 MAX_AXES, MAX_LENGTH, MAX_NAME = 32, 2**31 - 1, 500
-
-#: Unsigned integers of each size, which Python's buffers can hold.
-_BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 
 class SafetensorsFile:
@@ -88,7 +85,7 @@ def read_array(
     Raises:
         ValueError: the file no longer has ``size`` bytes.
     """
-    array = mx.zeros(shape or (1,), _BITS[dtype.size])
+    array = mx.zeros(shape or (1,), BITS[dtype.size])
     mx.eval(array)
     if not array.size:
         return array.view(dtype)

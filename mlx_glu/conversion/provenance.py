@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import __version__
-from ..checkpoints.checkpoint import KEPT, Checkpoint, read_json
+from ..checkpoints.checkpoint import Checkpoint, kept_files, read_json
 from ..hashing import BackgroundHashes, sha256
 from ..quantization import Quantization
 from ..tensor_info import TensorInfo
@@ -36,8 +36,7 @@ def source_files(checkpoint: Checkpoint) -> list[Path]:
     folder = checkpoint.path
     if not folder.is_dir():
         return [folder]
-    kept = [file for pattern in KEPT for file in sorted(folder.glob(pattern))]
-    return [folder / "config.json", *kept, *checkpoint.files]
+    return [folder / "config.json", *kept_files(folder), *checkpoint.files]
 
 
 def about(

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints.safetensors import DTYPES
-from ..tensor_info import TensorInfo
+from ..tensor_info import BITS, TensorInfo
 from .journal import Mark
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -84,10 +84,14 @@ class Writer:
         expected = self.left.popleft()
         info = self._tensors[name]
         assert (name, array.dtype, array.shape) == (expected, *info), (name, info)
-        data = mx.contiguous(array).reshape(-1).view(mx.uint8)
+        # Not flattened: MLX counts along an axis in 32 bits.
+        data = mx.contiguous(array).view(BITS[info.dtype.size])
+        data = data if data.ndim else data.reshape(1)
         mx.eval(data)  # here: the thread must not need MLX
         self._wait(_BACKLOG - info.nbytes)
-        view = memoryview(data)  # type: ignore[arg-type]
+        view = memoryview(b"")
+        if data.size:
+            view = memoryview(data).cast("B")  # type: ignore[arg-type]
         self._waiting.append((info.nbytes, self._thread.submit(self._append, view)))
 
     def __enter__(self) -> "Writer":

@@ -4,7 +4,7 @@ A template is code from a stranger. The sandbox keeps it from leaving: no unders
 attribute, no change of a list or dict, no file, no import. The budget keeps it from
 wasting: every string, list and dict that it makes is weighed, every step of a loop
 counted, and what would multiply its input (``'x' * n``, ``|center``, ``|indent``,
-join``, ``%``) is refused before it is done. So no operation is longer than reading
+``join``, ``%``) is refused before it is done. So no operation is longer than sorting
 4 million characters, and between two of them the clock is looked at.
 """
 
