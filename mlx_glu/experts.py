@@ -31,16 +31,17 @@ def route(
         renormalise: their weights sum to 1; else each keeps its share among all.
 
     Returns:
-        Indices [..., k], in no order, each expert at most once, and weights [..., k]
-        of the dtype of ``logits``: a softmax computed in float32.
+        Indices [..., k], in no order, each expert at most once, and their float32
+        weights [..., k], a softmax.
     """
     last = logits.shape[-1] - top_k
     indices = mx.argpartition(logits, kth=last, axis=-1)[..., last:]
     indices = mx.stop_gradient(indices)
+    logits = logits.astype(mx.float32)
     if renormalise:
         scores = mx.take_along_axis(logits, indices, axis=-1)
-        return indices, mx.softmax(scores, axis=-1, precise=True)
-    shares = mx.softmax(logits, axis=-1, precise=True)
+        return indices, mx.softmax(scores, axis=-1)
+    shares = mx.softmax(logits, axis=-1)
     return indices, mx.take_along_axis(shares, indices, axis=-1)
 
 

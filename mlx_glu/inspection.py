@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from . import jit
-from .checkpoints.checkpoint import open_checkpoint, read_json
+from .checkpoints.checkpoint import locate, open_checkpoint, read_json
 from .checkpoints.stored import Stored, Tensor, read_stored
 from .config import ModelConfig
 from .conversion import provenance
@@ -149,12 +149,7 @@ def inspect(path: str | Path, *, verify: bool = False) -> Inspection:
         FileNotFoundError: nothing there.
         ValueError: neither its config nor the header of any file can be read.
     """
-    path = resolve(path)
-    ggufs = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if len(ggufs) == 1 and not any(path.glob("*.safetensors")):
-        path = ggufs[0]
-    if path.is_file() and path.suffix != ".gguf":
-        open_checkpoint(path)  # says what it wants
+    path = locate(resolve(path))
     stored = read_stored(path)
     found = Inspection(path, stored)
     config, read = _config(found)

@@ -103,7 +103,7 @@ def test_ties_choose_different_experts_alone_as_in_a_batch(dtype):
     logits = mx.array(rows * 20).astype(dtype)
     for top_k in (1, 2, 4, 5):
         indices, weights = route(logits, top_k, renormalise=True)
-        assert weights.dtype == dtype
+        assert weights.dtype == mx.float32
         assert np.abs(f64(weights).sum(-1) - 1).max() < 0.01
         for i, own in enumerate(indices.tolist()):
             assert len(set(own)) == top_k

@@ -150,6 +150,25 @@ def test_the_gate_of_experts_comes_first(tmp_path):
     assert difference(swapped, saved["logits"]) > 1e-2
 
 
+def test_packed_experts_are_two_halves(tmp_path):
+    weights = hf_weights("gemma4_experts")
+    for name in [k for k in weights if k.endswith("gate_up_proj")]:
+        weights[name] = np.pad(weights[name], ((0, 0), (0, 1), (0, 0)))
+    folder = write_checkpoint(tmp_path, CASES["gemma4_experts"], weights)
+    with pytest.raises(ValueError, match=r"gate_up_proj must be .*\[5, 113, 96\]"):
+        load_model(folder)
+
+
+def test_gemma3_does_not_leave_float16(tmp_path):
+    """Its residual does, as in the real models; mlx-lm stops at the largest number."""
+    weights = hf_weights("gemma3_text")
+    for name in [k for k in weights if "post_feedforward" in k]:
+        weights[name] += 20000
+    folder = write_checkpoint(tmp_path, CASES["gemma3_text"], weights, "float16")
+    logits = load_model(folder, as_stored=True)(mx.array(IDS))
+    assert mx.isfinite(logits).all()
+
+
 ROPE3 = {"rope_type": "linear", "factor": 4.0}
 ROPE4 = {
     FULL: {

@@ -367,6 +367,19 @@ def test_an_index_that_leads_away(sharded, tmp_path, as_json):
     assert {t["file"][:8] for t in found["tensors"]} == {"model-00"}
 
 
+@pytest.mark.parametrize(
+    "files",
+    [["y" * 10**6 + ".safetensors"], [f"{i}.safetensors" for i in range(20_000)]],
+    ids=["long name", "many files"],
+)
+def test_an_index_without_end(files, hf, as_json):
+    index = {"weight_map": {f"t{i}": file for i, file in enumerate(files)}}
+    (hf / INDEX).write_text(json.dumps(index))
+    found = as_json(hf, code=1)
+    assert found["faults"] == [found["faults"][0]]
+    assert len(found["faults"][0]) < 1000
+
+
 def test_words_of_strangers_do_not_reach_the_terminal(hf, run):
     arrays = {"a.\x1b[2J.weight": np.zeros((2, 3), np.float32)}
     write_checkpoint(hf, {**CONFIG, "model_type": "\x1b]0;x\x07"}, arrays)

@@ -372,6 +372,11 @@ DAMAGES = {
     "empty file": lambda work: cut(last_file(work), last_file(work).stat().st_size),
     "torn journal": lambda work: cut(work / JOURNAL, 30),
     "no journal line": lambda work: os.truncate(work / JOURNAL, 0),
+    "strange lines": lambda work: (work / JOURNAL).write_bytes(
+        (work / JOURNAL).read_bytes()
+        + b'\n{"a": 1}\n["%s", [1], 2]\n' % last_file(work).name.encode()
+        + b"[" * 100_000
+    ),
     "nonsense": lambda work: (work / JOURNAL).write_bytes(b'\n{"a": {}}\n7\n[1]\nx'),
     "folder gone": lambda work: shutil.rmtree(work / "new"),
 }

@@ -35,9 +35,11 @@ KEPT = (
     "NOTICE*",
 )
 
-#: Bytes of one of them, as a sparse file of a terabyte would fill the disk; and
-#: characters of a file's name, of which no file system has more.
-_MAX_KEPT, _MAX_NAME = 64 << 20, 255
+#: Bytes of one of them: a sparse file of a terabyte would fill the disk.
+_MAX_KEPT = 64 << 20
+
+#: Files of an index, and characters of a name, of which no file system has more.
+_MAX_FILES, _MAX_NAME = 10_000, 255
 
 
 class Checkpoint(ABC):
@@ -76,13 +78,28 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: no such path, or no weights in it.
         ValueError: damaged files; the message names file and tensor.
     """
+    path = locate(path)
+    if path.is_dir():
+        return Folder(path)
+    from .gguf_checkpoint import GGUFCheckpoint
+
+    return GGUFCheckpoint(path)
+
+
+def locate(path: str | Path) -> Path:
+    """The folder or the GGUF file that ``path`` means, be it alone in its folder.
+
+    Raises:
+        FileNotFoundError: no such path.
+        ValueError: another kind of file.
+    """
     path = Path(os.path.expanduser(path))
     if not path.exists():
         raise FileNotFoundError(f"[load] {path} does not exist")
     if path.is_dir():
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1 or any(path.glob("*.safetensors")):
-            return Folder(path)
+            return path
         path = files[0]
         open_file(path).close()  # no link out of the folder, no pipe
     if path.suffix != ".gguf":
@@ -90,9 +107,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"[load] {path} is a file; give the folder that holds config.json, "
             "or a .gguf file"
         )
-    from .gguf_checkpoint import GGUFCheckpoint
-
-    return GGUFCheckpoint(path)
+    return path
 
 
 class _Weights(Protocol):
@@ -195,7 +210,7 @@ def _open_files(folder: Path, form: _Format) -> dict[str, _Weights]:
     """The file of every tensor, from the index where there is one."""
     index, weight_map = folder / form.index_name, {}
     if index.exists():
-        weight_map = _weight_map(index, Path(form.pattern).suffix)
+        weight_map = read_index(index, Path(form.pattern).suffix)
         names = sorted(set(weight_map.values()))
     else:
         names = [path.name for path in _files(folder, form)]
@@ -228,7 +243,12 @@ def _open_files(folder: Path, form: _Format) -> dict[str, _Weights]:
     return file_of
 
 
-def _weight_map(index: Path, suffix: str) -> dict[str, str]:
+def read_index(index: Path, suffix: str) -> dict[str, str]:
+    """The file of every tensor, as an index says.
+
+    Raises:
+        ValueError: no index, or one that names anything but files beside it.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"[load] {index} has no weight_map")
@@ -245,4 +265,6 @@ def _weight_map(index: Path, suffix: str) -> dict[str, str]:
                 f"{shown(file_name)}; a {suffix} file inside the folder was "
                 "expected"
             )
+    if len(set(weight_map.values())) > _MAX_FILES:
+        raise ValueError(f"[load] {index} names more than {_MAX_FILES:,} files")
     return weight_map

@@ -81,6 +81,7 @@ class GGUFFile:
                 f"[gguf] {path} ends or breaks inside its header; "
                 "the download is incomplete or the file is damaged"
             ) from error
+        self._data = b""
 
     def load(self, name: str) -> tuple[mx.array, ...]:
         """Read a tensor, a slice of its blocks at a time.
@@ -208,7 +209,7 @@ class GGUFFile:
             raise ValueError(f"[gguf] {self.path}: unknown array type {kind}")
         dtype = np.dtype("<" + _NUMBERS[kind])
         self._bounded(count, dtype.itemsize)
-        array = np.frombuffer(self._data, dtype, count, self._at)
+        array = np.frombuffer(self._data, dtype, count, self._at).copy()
         self._at += array.nbytes
         return array
 

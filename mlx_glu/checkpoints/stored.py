@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..quantization import dtype_name
-from ..untrusted import MAX_JSON, open_file, parse_json, read_file
-from .checkpoint import INDEX
+from ..untrusted import MAX_JSON, open_file, parse_json
+from .checkpoint import INDEX, read_index
 from .gguf import GGUFFile
 from .safetensors import DTYPES, SafetensorsFile
 from .torch_file import TorchFile
@@ -52,7 +52,7 @@ def read_stored(path: Path) -> Stored:
         return _gguf(path)
     stored = Stored()
     for format, index, pattern, read in _FORMATS:
-        names = _indexed(path / index, stored.faults)
+        names = _indexed(path / index, Path(pattern).suffix, stored.faults)
         for name in names or sorted(p.name for p in path.glob(pattern)):
             _add(stored, path / name, read)
         if stored.files:
@@ -71,15 +71,14 @@ def _gguf(path: Path) -> Stored:
     return Stored("GGUF", files, tensors, metadata=file.metadata)
 
 
-def _indexed(index: Path, faults: list[str]) -> list[str]:
-    """The files that an index names; a name that leads elsewhere is not followed."""
+def _indexed(index: Path, suffix: str, faults: list[str]) -> list[str]:
+    """The files that an index names, if there is one and it is good."""
     if not index.is_file():
         return []
     try:
-        files = set(parse_json(read_file(index))["weight_map"].values())
-        return sorted(name for name in files if Path(name).name == name)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        faults.append(f"[load] {index} cannot be read: {error}")
+        return sorted(set(read_index(index, suffix).values()))
+    except (ValueError, OSError) as error:
+        faults.append(str(error))
         return []
 
 

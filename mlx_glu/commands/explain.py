@@ -44,6 +44,9 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError("--tuning is about this machine; leave out --model")
         _tuning(args.reset_tuning)
         return
+    import mlx.core as mx
+
+    from .. import jit
     from ..fusion import explain, fuse
     from ..hub import find_default
     from ..loading import load_model
@@ -53,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
         model, _ = prompting.load(args)
     else:
         model = load_model(args.model or find_default())
+        if jit.backend():  # the call shows which norms and residuals are fused, too
+            model(mx.zeros((1, 1), mx.int32))
     print(explain(fuse(model, measure=False)))
 
 

@@ -114,10 +114,10 @@ class Journal:
         for line in self._file.read().splitlines():
             try:
                 value = json.loads(line)
-                if isinstance(value, dict):
-                    self.about = value
-                else:
-                    file_name, size, sha256 = value
-                    self.marks[file_name].append(Mark(size, sha256))
-            except (ValueError, TypeError):
+            except (ValueError, RecursionError):
                 continue
+            match value:
+                case dict() if all(isinstance(topic, dict) for topic in value.values()):
+                    self.about = value
+                case [str(file_name), int(size), str(sha256)]:
+                    self.marks[file_name].append(Mark(size, sha256))

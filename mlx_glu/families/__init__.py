@@ -52,7 +52,7 @@ def family_of(config: Config) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
             f"[config] model_type {str(name)[:100]!r} is not supported; "
-            f"supported: {', '.join(FAMILIES)}"
+            f"supported: {', '.join([*FAMILIES, *MULTIMODAL])}"
         )
     return FAMILIES[name]
 

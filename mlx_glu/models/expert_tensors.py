@@ -3,7 +3,14 @@
 import re
 from collections.abc import Mapping
 
-from ..checkpoints.arrangement import Arrangement, Tensors, renamed, rows, stacked
+from ..checkpoints.arrangement import (
+    Arrangement,
+    Piece,
+    Tensors,
+    renamed,
+    rows,
+    stacked,
+)
 from ..tensor_info import TensorInfo
 
 _LAYER = r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)"
@@ -39,14 +46,7 @@ def arrange_experts(
             alone.setdefault(target, {})[int(index)] = name
         elif packed := _PACKED.fullmatch(name):
             layer, own = packed.groups()
-            target = f"{layer}.{block}.switch_mlp"
-            if own == "down_proj":
-                found.pieces[f"{target}.down_proj.weight"] = renamed(name, info)
-            else:
-                N = _half(name, info)
-                for kind, part in (("gate", slice(N)), ("up", slice(N, 2 * N))):
-                    piece = rows(name, info, part, axis=1)
-                    found.pieces[f"{target}.{kind}_proj.weight"] = piece
+            found.pieces |= unpacked(name, info, f"{layer}.{block}.switch_mlp", own)
         elif router := _ROUTER.fullmatch(name):
             target = f"{router[1]}.{block}.{router[2]}"
             found.pieces[target] = renamed(name, info)
@@ -57,13 +57,30 @@ def arrange_experts(
     return found
 
 
-def _half(name: str, info: TensorInfo) -> int:
+def unpacked(name: str, info: TensorInfo, target: str, own: str) -> dict[str, Piece]:
+    """A packed stack as those of the layers of ``target``.
+
+    Args:
+        name: of the stored tensor, [E, 2 N, K] or, of ``down_proj``, [E, K, N].
+        info: its dtype and shape.
+        target: path of the `SwitchGLU`.
+        own: ``gate_up_proj``, the gate's rows first, or ``down_proj``.
+
+    Raises:
+        ValueError: gate and up cannot be halves of it.
+    """
+    if own == "down_proj":
+        return {f"{target}.down_proj.weight": renamed(name, info)}
     if len(info.shape) != 3 or info.shape[1] % 2:
         raise ValueError(
             f"[load] {name} must be [experts, gate and up, inputs], "
             f"got {list(info.shape)}"
         )
-    return info.shape[1] // 2
+    N = info.shape[1] // 2
+    return {
+        f"{target}.gate_proj.weight": rows(name, info, slice(N), axis=1),
+        f"{target}.up_proj.weight": rows(name, info, slice(N, 2 * N), axis=1),
+    }
 
 
 def _check(stack: list[str], complete: bool, count: int, tensors: Tensors) -> None:

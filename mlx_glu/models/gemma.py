@@ -70,9 +70,9 @@ class SandwichBlock(Block):
     def __call__(self, x: mx.array, mask: Mask, cache: KVCache) -> mx.array:
         """Map ``x`` [B, L, K] to [B, L, K]."""
         y = self.self_attn(self.input_layernorm(x), mask, cache)
-        x = x + self.post_attention_layernorm(y)
+        x = _added(x, self.post_attention_layernorm(y))
         y = self.mlp(x, norm=self.pre_feedforward_layernorm)
-        return x + self.post_feedforward_layernorm(y)
+        return _added(x, self.post_feedforward_layernorm(y))
 
 
 class Decoder(llama.Decoder):
@@ -114,6 +114,14 @@ class SandwichModel(Model):
     """Gemma 2 and 3."""
 
     decoder_class = SandwichDecoder
+
+
+def _added(x: mx.array, y: mx.array) -> mx.array:
+    """``x + y``, which float16 would not hold in Gemma 3: it ends at its largest."""
+    if x.dtype != mx.float16:
+        return x + y
+    most = mx.finfo(mx.float16).max
+    return mx.clip(x.astype(mx.float32) + y, -most, most).astype(mx.float16)
 
 
 def _softcap(x: mx.array, cap: float) -> mx.array:

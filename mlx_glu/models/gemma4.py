@@ -9,13 +9,14 @@ from dataclasses import replace
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoints.arrangement import Arrangement, Tensors, renamed, rows
+from ..checkpoints.arrangement import Arrangement, Tensors
 from ..config import ModelConfig
 from ..experts import SwitchGLU, mix, route
 from ..families import FULL
 from ..layers import RMSNorm
 from ..linear_layers import project
 from . import lending
+from .expert_tensors import unpacked
 from .lending import KV, Attention, Source
 
 
@@ -127,15 +128,9 @@ class Model(lending.Model):
             if key := _KEYS.fullmatch(name):
                 if int(key[1]) >= first:
                     found.dropped.append(name)
-            elif (packed := _EXPERTS.fullmatch(name)) and len(info.shape) == 3:
+            elif packed := _EXPERTS.fullmatch(name):
                 stack = f"{packed[1]}.switch_glu"
-                if packed[2] == "down_proj":
-                    found.pieces[f"{stack}.down_proj.weight"] = renamed(name, info)
-                    continue
-                N = info.shape[1] // 2
-                for part, own in ((slice(N), "gate"), (slice(N, 2 * N), "up")):
-                    piece = rows(name, info, part, axis=1)
-                    found.pieces[f"{stack}.{own}_proj.weight"] = piece
+                found.pieces |= unpacked(name, info, stack, packed[2])
         return found
 
     def quant_predicate(self, path: str) -> bool | dict[str, object]:
