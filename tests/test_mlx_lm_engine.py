@@ -158,9 +158,9 @@ def test_the_default_model_answers(run):
 
 
 FAMILIES = {
-    "phi3": {"rope_scaling": None, "head_dim": None},  # one projection, gate and up
-    "olmo2": {"head_dim": None},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "glm": {},  # one projection, gate and up
+    "helium": {"attention_bias": False, "mlp_bias": False},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
 }
 
 
@@ -179,7 +179,7 @@ def test_families_that_are_not_ours_run_fused(name, run, tmp_path):
     assert answer_of(fused) == stock
     assert fused_since(before) >= 3 * 6
     # Between experts the activation alone is fused, at any number of rows.
-    rows = "1+ rows" if name == "mixtral" else "1-5 rows, glu_mul at 6+ rows"
+    rows = "1+ rows" if name == "olmoe" else "1-5 rows, glu_mul at 6+ rows"
     assert f"note: feed-forwards: 3 fused at {rows}\n" in fused[2]
 
 

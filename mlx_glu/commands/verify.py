@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> None:
     if args.only is not None:
         cases = _having(cases, args.only)
     place = where_it_runs()
-    print(place, file=sys.stderr if args.json else sys.stdout, flush=True)
     results: list[Result] = []
     try:
+        print(place, file=sys.stderr if args.json else sys.stdout, flush=True)
         for result in _results(cases):
             results.append(result)
             if args.json:
