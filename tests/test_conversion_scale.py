@@ -58,12 +58,17 @@ def test_memory_of_a_large_model(settings, idle, tmp_path):
     assert peak - idle < two_shards_and_a_tensor(source)
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1001, 256), (5, 77, 128)], ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_slices_have_the_same_bits(mode, shape, monkeypatch):
-    """Whatever the number of rows, those of stacked experts too."""
+def test_slices_have_the_same_bits(mode, shape, dtype, monkeypatch):
+    """Whatever the number of rows, those of stacked experts too; and their size."""
     monkeypatch.setattr(row_packing, "SLICE", 1 << 12)
-    dense = mx.random.normal(shape, key=mx.random.key(1)).astype(mx.bfloat16)
+    dense = mx.random.normal(shape, key=mx.random.key(1))
+    sizes = mx.random.randint(-24, 12, (*shape[:-1], 1), key=mx.random.key(2))
+    dense = (dense * mx.power(2.0, sizes)).astype(dtype)
+    dense[..., 3, :64] = 0
+    dense[..., 4, :64] = dense[..., 4, :1]
     for bits in MODES[mode].bits:
         form = Quantization(MODES[mode].group_sizes[0], bits, mode)
         packed, whole = (

@@ -31,7 +31,14 @@ def pack(dense: mx.array, form: Quantization) -> list[mx.array]:
     slices: list[tuple[mx.array, ...]] = []
     for start in range(0, flat.shape[0], step):
         with mx.stream(streams[len(slices) % len(streams)]):
-            slices.append(mx.quantize(flat[start : start + step], **options))
+            part = flat[start : start + step]
+            if form.mode == "affine":
+                # It computes in float32 anyhow, and takes a sixth less time from it.
+                part = part.astype(mx.float32)
+            weight, *scales = mx.quantize(part, **options)
+            if form.mode == "affine":
+                scales = [array.astype(dense.dtype) for array in scales]
+            slices.append((weight, *scales))
         mx.async_eval(slices[-1])
         mx.eval(slices[max(0, len(slices) - len(streams))])
     parts = [mx.concatenate(list(part)) for part in zip(*slices, strict=True)]
