@@ -165,13 +165,25 @@ def inspect(path: str | Path, *, verify: bool = False) -> Inspection:
     else:
         _describe_model(found, config, weights)
         _plan(found, weights)
-    if path.is_dir():
-        found.record = _attempt(found, lambda: provenance.read(path))
-    if verify:
-        differ = _attempt(found, lambda: provenance.verify(path))
-        found.faults += [f"[provenance] {line}" for line in differ or ()]
-        found.verified = differ == []
+    _read_record(found, verify)
     return found
+
+
+def _read_record(found: Inspection, verify: bool) -> None:
+    """What a conversion wrote of itself; damaged, it stops nobody from loading."""
+    path, differ = found.path, None
+    try:
+        found.record = provenance.read(path) if path.is_dir() else None
+        if verify and found.record is None:
+            raise ValueError(
+                f"[provenance] {path} has no provenance.json to verify it by; "
+                "mlx-glu convert writes one into each folder"
+            )
+        differ = provenance.verify(path) if verify else None
+    except (ValueError, OSError) as error:
+        (found.faults if verify else found.notes).append(str(error))
+    found.faults += [f"[provenance] {line}" for line in differ or ()]
+    found.verified = differ == [] if verify else None
 
 
 def _attempt(found: Inspection, read: Callable[[], Found]) -> Found | None:
@@ -216,6 +228,8 @@ def _describe_model(
         found.about["config_generation"] = None
     found.groups = group(used, weights.quantization)
     found.notes = list(weights.notes)
+    if found.path.is_file():
+        found.notes.append("the table is of weights as they are read, not as packed")
 
 
 def _plan(found: Inspection, weights: Weights) -> None:

@@ -9,13 +9,17 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
+from gguf_writer import write_gguf
+from mlx.utils import tree_flatten
 from shared_data import SHARED, requires_shared
 from test_convert import EVEN, assert_same_tensors, logits_of
+from test_gguf import as_llama_cpp, gguf_config
 from test_recipes import run
 from tiny_checkpoint import CASES, config_of, token_ids, write_checkpoint
 from tiny_tokenizers import byte_level_metadata, llama_metadata
 
 from mlx_glu import blas, convert, hub, load, load_model
+from mlx_glu.checkpoints.checkpoint import open_checkpoint
 from mlx_glu.evaluation import scores as scores_module
 from mlx_glu.evaluation.measures import Comparison, Mean, Perplexity
 from mlx_glu.evaluation.plot import Point, draw
@@ -24,6 +28,7 @@ from mlx_glu.evaluation.subject import Subject
 from mlx_glu.evaluation.sweep import default_settings, plan_settings
 from mlx_glu.evaluation.windows import SAMPLE, batches, split
 from mlx_glu.tokenizer.gguf_tokenizer import write_tokenizer
+from mlx_glu.weights import examine
 
 WINDOWS = [row.tolist() for row in token_ids()] + [token_ids()[0, :7].tolist()]
 
@@ -164,7 +169,10 @@ def test_windows_follow_each_other():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (([1, 2], 512), "a text of 2 tokens has nothing to predict"),
+        (([], 512), "a text of 0 tokens .* leaves 0 to predict"),
+        (([1, 2], 512), "a text of 2 tokens .* leaves 1 to predict, and 2 are"),
+        (([1, 2, 3], 2), "3 tokens in windows of 2 leaves 1 to predict"),
+        ((range(99), 2, 1), "99 tokens in windows of 2 leaves 1 to predict"),
         (([1, 2, 3], 1), "at least 2 tokens"),
         (([1, 2, 3], 2, 0), "0 windows"),
         (([1, 2, 3], 2, -2), "-2 windows"),
@@ -236,7 +244,8 @@ def test_default_settings_fit_the_model(tmp_path):
 def write_model(folder, metadata, seed=0, **changes):
     """A LLaMA of random weights with a tokenizer."""
     size = len(metadata["tokenizer.ggml.tokens"])
-    config = config_of("llama", vocab_size=size, eos_token_id=0, **EVEN, **changes)
+    changes = {**EVEN, **changes}
+    config = config_of("llama", vocab_size=size, eos_token_id=0, **changes)
     write_checkpoint(folder, config)
     write_tokenizer(metadata, folder)
     return folder
@@ -344,6 +353,36 @@ def test_sweep_table_and_plot(suffix, model, text, tmp_path, capsys):
             assert content.count(f"<!-- {name} -->".encode()) == 2
 
 
+def test_memory_counts_a_gguf_file_as_it_is_read(tmp_path):
+    config = gguf_config("llama")
+    file = write_gguf(tmp_path / "a.gguf", *as_llama_cpp(config, "Q8_0"))
+    checkpoint = open_checkpoint(file)
+    subject = Subject("a", examine(checkpoint), None)
+    arrays = tree_flatten(load_model(file, as_stored=True).parameters())
+    assert subject.nbytes == file.stat().st_size
+    assert subject.read_nbytes == sum(array.nbytes for _, array in arrays)
+    assert subject.read_nbytes != subject.nbytes
+
+
+@pytest.mark.parametrize("words", ["{a} {b}", "{a} --sweep --settings 4"])
+def test_too_little_memory_is_said(words, model, packed, text, capsys, monkeypatch):
+    monkeypatch.setattr("mlx_glu.evaluation.subject.free_memory", lambda: 1000)
+    words = words.format(a=model, b=packed).split()
+    code, out, err = run(capsys, "compare", *words, "--text", text)
+    assert (code, out) == (2, "")
+    assert "are free; take mlx-glu perplexity of each" in err
+
+
+def test_sweep_says_once_what_stays_float(text, tmp_path, capsys):
+    odd = write_model(tmp_path / "odd", byte_level_metadata(), intermediate_size=176)
+    words = ["compare", odd, "--sweep", "--text", text, "--num-samples", 1]
+    code, _, err = run(capsys, *words, "--settings", "4:32", "3:32", "nvfp4")
+    assert code == 0, err
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len([line for line in notes if "stay float" in line]) == 1, err
+    assert "note: 4:32, 3:32: 3 layers such as" in err
+
+
 def test_plot_names_what_is_off_its_scale():
     pytest.importorskip("matplotlib")
     points = [
@@ -364,9 +403,11 @@ def test_plot_names_what_is_off_its_scale():
         ("perplexity --model {model} --text {binary}", "is not UTF-8 at byte 0"),
         (
             "perplexity --model {model} --text {empty}",
-            "0 tokens has nothing to",
+            "0 tokens in windows of 512 leaves 0",
         ),
         ("perplexity --model /nowhere", "/nowhere does not exist"),
+        ("perplexity --model=", "does not exist; give a folder"),
+        ("perplexity --model {model} --text=", "--text is empty; give a file"),
         ("perplexity --sequence-length 1", "--sequence-length must be at least 2"),
         ("perplexity --num-samples 0", "--num-samples must be at least 1, or -1"),
         ("perplexity --batch-size 0", "--batch-size must be at least 1"),

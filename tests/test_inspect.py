@@ -199,6 +199,7 @@ def test_gguf(family, as_json, tmp_path):
     assert found["dtypes"]["Q4_1"] > 10
     formats = {(g["part"], g["format"]) for g in found["groups"]}
     assert {("FFN", "a4g32"), ("norms", "float32")} <= formats
+    assert "as they are read" in found["notes"][-1]
 
 
 def test_text_part_of_a_multimodal_model(as_json, tmp_path):
@@ -250,7 +251,7 @@ def test_verify(hf, tmp_path, run):
     assert "broken: [provenance] config.json" in out
     code, out, _ = run(hf, "--verify")
     assert code == 1
-    assert "broken: [provenance] provenance.json is missing" in out
+    assert f"broken: [provenance] {hf} has no provenance.json to verify it by" in out
 
 
 def test_verify_says_so_in_json(hf, tmp_path, as_json):
@@ -258,7 +259,12 @@ def test_verify_says_so_in_json(hf, tmp_path, as_json):
     assert as_json(tmp_path / "mlx")["verified"] is None
     assert as_json(tmp_path / "mlx", "--verify")["verified"] is True
     (tmp_path / "mlx" / "provenance.json").write_text("[]")
-    assert as_json(tmp_path / "mlx", "--verify", code=1)["verified"] is False
+    found = as_json(tmp_path / "mlx", "--verify", code=1)
+    assert found["verified"] is False
+    assert len(found["faults"]) == 1
+    found = as_json(tmp_path / "mlx")  # it can be loaded all the same
+    assert found["faults"] == []
+    assert "provenance.json" in found["notes"][-1]
 
 
 # What cannot be loaded is shown as far as it can be read

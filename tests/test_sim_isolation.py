@@ -194,7 +194,10 @@ def test_a_killed_parent_takes_its_child_along():
     parent.wait()
     deadline = time.monotonic() + 10
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        state = Path(f"/proc/{child}/stat").read_text().split()[2]
+        try:
+            state = Path(f"/proc/{child}/stat").read_text().split()[2]
+        except OSError:
+            break  # gone meanwhile
         if state == "Z":
             break  # dead; another process has to collect it
         time.sleep(0.01)

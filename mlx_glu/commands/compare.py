@@ -103,7 +103,7 @@ def _compare(args: argparse.Namespace, a: "Subject", b: "Subject") -> None:
 
     ids = check_vocabulary(a, b, text_flags.read(args))
     windows = text_flags.windows_of(args, ids)
-    check_memory({a.name: a.nbytes, b.name: b.nbytes})
+    check_memory({a.name: a.read_nbytes, b.name: b.read_nbytes})
     models = [a.load(), b.load()]
     for subject, model in zip((a, b), models, strict=True):
         print(f"{subject.name}: {model.representation}", file=sys.stderr)

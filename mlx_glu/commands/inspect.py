@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
     from ..hub import find_default
     from ..inspection import inspect
 
-    found = inspect(args.path or find_default(), verify=args.verify)
+    path = find_default() if args.path is None else args.path
+    found = inspect(path, verify=args.verify)
     if args.json:
         print(json.dumps(found.as_dict(tensors=args.tensors), indent=2))
     else:

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.subject import Subject
     from ..hub import find_default
 
-    subject = Subject.open(args.model or find_default())
+    subject = Subject.open(find_default() if args.model is None else args.model)
     ids = subject.tokenizer.encode(text_flags.read(args))
     windows = text_flags.windows_of(args, ids)
     model = subject.load()

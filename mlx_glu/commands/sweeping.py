@@ -41,7 +41,8 @@ def run(args: argparse.Namespace, subject: "Subject") -> None:
         args, subject.tokenizer.encode(text_flags.read(args))
     )
     largest = max(settings, key=lambda setting: setting.plan.nbytes)
-    check_memory({subject.name: subject.nbytes, largest.name: largest.plan.nbytes})
+    sizes = {subject.name: subject.read_nbytes, largest.name: largest.plan.nbytes}
+    check_memory(sizes)
     source = subject.load()
     _introduce(subject, source.representation, settings)
     facts = text_flags.facts(args, len(windows)) | {"model": subject.name}
@@ -72,14 +73,14 @@ def _introduce(
     print(f"{subject.name}: {representation}", file=sys.stderr)
     for note in dict.fromkeys(subject.weights.notes):
         print(f"note: {note}", file=sys.stderr)
+    kept: dict[str, list[str]] = {}
     for setting in settings:
         for module, reason in list(setting.plan.kept_float.items())[:1]:
             count = len(setting.plan.kept_float)
-            print(
-                f"note: {setting.name}: {count} layers such as {module} stay float: "
-                f"{reason}",
-                file=sys.stderr,
-            )
+            said = f"{count} layers such as {module} stay float: {reason}"
+            kept.setdefault(said, []).append(setting.name)
+    for said, names in kept.items():
+        print(f"note: {', '.join(names)}: {said}", file=sys.stderr)
 
 
 def _table(

@@ -60,6 +60,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--num-samples must be at least 1, or -1 for all")
     if args.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
+    if args.text == "":
+        raise ValueError("--text is empty; give a file, or - for stdin")
     if args.seed is not None and args.seed < 0:
         raise ValueError("--seed must be at least 0")
 

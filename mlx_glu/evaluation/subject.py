@@ -43,6 +43,11 @@ class Subject:
         path = self.weights.checkpoint.path
         if path.is_file():
             return path.stat().st_size
+        return self.read_nbytes
+
+    @property
+    def read_nbytes(self) -> int:
+        """Of the tensors as they are read; a GGUF file may pack them tighter."""
         return sum(info.nbytes for info in self.weights.checkpoint.tensors.values())
 
     @property
@@ -82,7 +87,7 @@ def check_vocabulary(a: Subject, b: Subject, text: str) -> list[int]:
 
 
 def check_memory(nbytes: Mapping[str, int]) -> None:
-    """Whether models fit into memory side by side, as they are stored.
+    """Whether models fit into memory side by side, as they are read.
 
     Raises:
         ValueError: they do not.

@@ -48,19 +48,21 @@ def split(
             f"[text] windows have at least 2 tokens, and there is at least one or -1 "
             f"for all; got {length} tokens and {count} windows"
         )
-    if len(ids) < 3:
-        raise ValueError(
-            f"[text] a text of {len(ids)} tokens has nothing to predict; give a "
-            "longer one"
-        )
     windows = [list(ids[i : i + length]) for i in range(0, len(ids), length)]
-    if len(windows[-1]) < 2:
+    if windows and len(windows[-1]) < 2:
         windows.pop()
     if count != -1 and count < len(windows):
-        if seed is None:
-            return windows[:count]
-        drawn = np.random.default_rng(seed).permutation(len(windows))[:count]
+        drawn = np.arange(count)
+        if seed is not None:
+            drawn = np.random.default_rng(seed).permutation(len(windows))[:count]
         windows = [windows[i] for i in sorted(drawn)]
+    predicted = sum(len(window) - 1 for window in windows)
+    if predicted < 2:  # one has no standard error
+        raise ValueError(
+            f"[text] a text of {len(ids)} tokens in windows of {length} leaves "
+            f"{predicted} to predict, and 2 are the least; give a longer text, or "
+            "more windows"
+        )
     return windows
 
 
