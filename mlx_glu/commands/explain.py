@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     if args.engine == "mlx-lm":
         model, _ = prompting.load(args)
     else:
-        model = load_model(args.model or find_default())
+        model = load_model(find_default() if args.model is None else args.model)
         if jit.backend():  # the call shows which norms and residuals are fused, too
             model(mx.zeros((1, 1), mx.int32))
     print(explain(fuse(model, measure=False)))

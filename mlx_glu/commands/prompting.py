@@ -150,7 +150,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """
     from ..hub import find_default
 
-    path = args.model or find_default()
+    path = find_default() if args.model is None else args.model
     if args.engine == "mlx-lm":
         from .. import mlx_lm_engine
 
