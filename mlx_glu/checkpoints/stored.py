@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..quantization import dtype_name
+from ..tensor_info import TensorInfo
 from ..untrusted import MAX_JSON, open_file, parse_json
-from .checkpoint import INDEX, read_index
+from .checkpoint import FORMATS, Format, read_index
 from .gguf import GGUFFile
 from .safetensors import DTYPES, SafetensorsFile
-from .torch_file import TorchFile
 
 
 class Tensor(NamedTuple):
@@ -21,6 +21,11 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     nbytes: int
     file: str
+
+    @classmethod
+    def of(cls, info: TensorInfo, file: str = "") -> "Tensor":
+        """A tensor that MLX can have."""
+        return cls(dtype_name(info.dtype), info.shape, info.nbytes, file)
 
 
 @dataclass
@@ -86,10 +91,7 @@ def _add(stored: Stored, path: Path, read: Callable[[Path], Any]) -> None:
     try:
         stored.files[path.name] = path.stat().st_size
         infos = read(path).tensors
-        found = {
-            name: Tensor(dtype_name(info.dtype), info.shape, info.nbytes, path.name)
-            for name, info in infos.items()
-        }
+        found = {k: Tensor.of(info, path.name) for k, info in infos.items()}
     except FileNotFoundError:
         stored.faults.append(f"[load] {path} is missing")
         return
@@ -117,10 +119,5 @@ def _rows(path: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, Tensor(known, tuple(shape), max(0, b - a), path.name)
 
 
-#: Format, its index, its files without an index, and what reads one; what
-#: `open_checkpoint` takes comes first.
-_FORMATS = (
-    ("safetensors", INDEX, "model*.safetensors", SafetensorsFile),
-    ("PyTorch", "pytorch_model.bin.index.json", "pytorch_model*.bin", TorchFile),
-    ("safetensors", "", "*.safetensors", SafetensorsFile),
-)
+#: What `open_checkpoint` takes comes first.
+_FORMATS = (*FORMATS, Format("safetensors", "", "*.safetensors", SafetensorsFile))

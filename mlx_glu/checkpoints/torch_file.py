@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..tensor_info import TensorInfo
+from ..tensor_info import BITS, TensorInfo
 from ..untrusted import open_file
 from .pickled import MAX_PICKLE, Call, Name, Persistent, read_pickle
 from .safetensors import MAX_AXES, MAX_LENGTH, MAX_NAME, read_array
@@ -88,7 +88,7 @@ class TorchFile:
         start = self._starts[view.storage] + view.first * view.itemsize
         if view.dtype is not None and view.is_contiguous:
             return read_array(self.path, self._size, start, view.dtype, view.shape)
-        bits = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}[view.itemsize]
+        bits = BITS[view.itemsize]
         flat = np.array(read_array(self.path, self._size, start, bits, (view.span,)))
         steps = [stride * view.itemsize for stride in view.strides]
         array = np.lib.stride_tricks.as_strided(flat, view.shape, steps)

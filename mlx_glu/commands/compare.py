@@ -67,10 +67,10 @@ def run(args: argparse.Namespace) -> None:
     text_flags.check(args)
     _check(args)
     from ..evaluation.subject import Subject
-    from ..hub import find_default
+    from ..hub import named
 
     if args.sweep:
-        sweeping.run(args, Subject.open((args.models or [find_default()])[0]))
+        sweeping.run(args, Subject.open(named(*(args.models or [None]))))
     else:
         _compare(args, *map(Subject.open, args.models))
 

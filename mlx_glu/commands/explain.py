@@ -48,14 +48,14 @@ def run(args: argparse.Namespace) -> None:
 
     from .. import jit
     from ..fusion import explain, fuse
-    from ..hub import find_default
+    from ..hub import named
     from ..loading import load_model
 
     model: nn.Module
     if args.engine == "mlx-lm":
         model, _ = prompting.load(args)
     else:
-        model = load_model(find_default() if args.model is None else args.model)
+        model = load_model(named(args.model))
         if jit.backend():  # the call shows which norms and residuals are fused, too
             model(mx.zeros((1, 1), mx.int32))
     print(explain(fuse(model, measure=False)))

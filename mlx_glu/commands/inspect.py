@@ -56,11 +56,10 @@ def add_args(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print it; exit with 1 if something is wrong with it."""
-    from ..hub import find_default
+    from ..hub import named
     from ..inspection import inspect
 
-    path = find_default() if args.path is None else args.path
-    found = inspect(path, verify=args.verify)
+    found = inspect(named(args.path), verify=args.verify)
     if args.json:
         print(json.dumps(found.as_dict(tensors=args.tensors), indent=2))
     else:

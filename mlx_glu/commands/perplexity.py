@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.measures import Perplexity
     from ..evaluation.scores import score
     from ..evaluation.subject import Subject
-    from ..hub import find_default
+    from ..hub import named
 
-    subject = Subject.open(find_default() if args.model is None else args.model)
+    subject = Subject.open(named(args.model))
     ids = subject.tokenizer.encode(text_flags.read(args))
     windows = text_flags.windows_of(args, ids)
     model = subject.load()

@@ -148,9 +148,9 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     Returns:
         Model and tokenizer of --engine; that of mlx-lm is not fused yet.
     """
-    from ..hub import find_default
+    from ..hub import named
 
-    path = find_default() if args.model is None else args.model
+    path = named(args.model)
     if args.engine == "mlx-lm":
         from .. import mlx_lm_engine
 

@@ -10,7 +10,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.stored import Tensor
 from ..config import export
 from ..grouping import Group, group
-from ..quantization import Quantization, dtype_name
+from ..quantization import Quantization
 from ..tensor_info import TensorInfo
 from ..weights import Weights
 from .recipes import Formats, Request
@@ -69,10 +69,7 @@ class Plan:
 
     def groups(self) -> list[Group]:
         """What each part of the model gets, and weighs."""
-        tensors = {
-            name: Tensor(dtype_name(info.dtype), info.shape, info.nbytes, "")
-            for name, info in self.outputs.items()
-        }
+        tensors = {name: Tensor.of(info) for name, info in self.outputs.items()}
         packed = {module: own for module, own in self.formats.items() if own}
         return group(tensors, packed)
 

@@ -13,7 +13,7 @@ from ..families import FULL
 from ..layers import scaled
 from ..rope import NoRope, Rope
 from . import llama
-from .llama import Cache, Mask
+from .llama import Mask
 
 
 class LayerNorm(nn.Module):
@@ -95,11 +95,8 @@ class Model(llama.Model):
 
     decoder_class = Decoder
 
-    def __call__(
-        self, inputs: mx.array, cache: Cache | None = None, *, last_only: bool = False
-    ) -> mx.array:
-        """Next-token logits, scaled as the model says."""
-        logits = super().__call__(inputs, cache, last_only=last_only)
+    def finish(self, logits: mx.array) -> mx.array:
+        """Scale them as the model says."""
         return scaled(logits, self.config.own["logit_scale"])
 
 

@@ -13,6 +13,9 @@ from ..checkpoints.arrangement import (
 )
 from ..tensor_info import TensorInfo
 
+#: How routers are packed, as in mlx-lm: fewer bits choose other experts.
+ROUTER: dict[str, object] = {"group_size": 64, "bits": 8}
+
 _LAYER = r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)"
 _EACH = re.compile(_LAYER + r"\.experts\.(\d{1,6})\.(\w+)\.(weight|scales|biases)")
 _PACKED = re.compile(_LAYER + r"\.experts\.(gate_up_proj|down_proj)")

@@ -12,7 +12,7 @@ from .. import layers
 from ..cache import KVCache
 from ..config import ModelConfig
 from . import llama
-from .llama import Cache, Mask
+from .llama import Mask
 
 
 class RMSNorm(layers.RMSNorm):
@@ -101,11 +101,8 @@ class Model(llama.Model):
 
     decoder_class = Decoder
 
-    def __call__(
-        self, inputs: mx.array, cache: Cache | None = None, *, last_only: bool = False
-    ) -> mx.array:
-        """Next-token logits, soft-capped where the model says so."""
-        logits = super().__call__(inputs, cache, last_only=last_only)
+    def finish(self, logits: mx.array) -> mx.array:
+        """Soft-cap them where the model says so."""
         cap = self.config.final_logit_softcapping
         return logits if cap is None else _softcap(logits, cap)
 

@@ -16,7 +16,7 @@ from ..families import FULL
 from ..layers import RMSNorm
 from ..linear_layers import project
 from . import lending
-from .expert_tensors import unpacked
+from .expert_tensors import ROUTER, unpacked
 from .lending import KV, Attention, Source
 
 
@@ -135,6 +135,4 @@ class Model(lending.Model):
 
     def quant_predicate(self, path: str) -> bool | dict[str, object]:
         """The router keeps 8 bits, as in mlx-lm."""
-        if path.endswith("router.proj"):
-            return {"group_size": 64, "bits": 8}
-        return True
+        return ROUTER if path.endswith("router.proj") else True

@@ -16,6 +16,7 @@ from ..layers import RMSNorm
 from ..linear_layers import project
 from ..tensor_info import TensorInfo
 from . import llama
+from .expert_tensors import ROUTER
 from .llama import Mask
 
 
@@ -94,7 +95,7 @@ class Model(llama.Model):
 
     def quant_predicate(self, path: str) -> bool | dict[str, object]:
         """Routers have 8 bits, as in mlx-lm."""
-        return {"group_size": 64, "bits": 8} if path.endswith("router") else True
+        return ROUTER if path.endswith("router") else True
 
 
 #: What follows the name of a stored stack -> what follows that of our layer.

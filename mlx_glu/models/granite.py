@@ -9,7 +9,7 @@ from ..cache import KVCache
 from ..config import ModelConfig
 from ..layers import scaled
 from . import llama
-from .llama import Cache, Mask
+from .llama import Mask
 
 
 class Attention(llama.Attention):
@@ -58,11 +58,8 @@ class Model(llama.Model):
 
     decoder_class = Decoder
 
-    def __call__(
-        self, inputs: mx.array, cache: Cache | None = None, *, last_only: bool = False
-    ) -> mx.array:
-        """Next-token logits, divided as the model says."""
-        logits = super().__call__(inputs, cache, last_only=last_only)
+    def finish(self, logits: mx.array) -> mx.array:
+        """Divide them as the model says."""
         return scaled(logits, 1 / self.config.own["logits_scaling"])
 
     def quant_predicate(self, path: str) -> bool | dict[str, object]:

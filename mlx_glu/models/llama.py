@@ -161,7 +161,13 @@ class Model(nn.Module):
         if last_only:
             x = x[:, -1:]
         tied = self.config.tie_word_embeddings
-        return project(self.model.embed_tokens if tied else self.lm_head, x)
+        return self.finish(
+            project(self.model.embed_tokens if tied else self.lm_head, x)
+        )
+
+    def finish(self, logits: mx.array) -> mx.array:
+        """What the family does to logits [B, L, vocab_size]."""
+        return logits
 
     def make_cache(self) -> Cache:
         """One empty cache a layer: rotating where the layer has a window."""

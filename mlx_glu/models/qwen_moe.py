@@ -12,7 +12,7 @@ from ..experts import SwitchGLU, mix, route
 from ..layers import GatedMLP, RMSNorm
 from ..linear_layers import project
 from . import llama
-from .expert_tensors import arrange_experts
+from .expert_tensors import ROUTER, arrange_experts
 
 
 class Mixture(nn.Module):
@@ -90,6 +90,4 @@ class Qwen3Model(Qwen2Model):
 
     def quant_predicate(self, path: str) -> bool | dict[str, object]:
         """Routers have 8 bits, as in mlx-lm."""
-        if path.endswith("mlp.gate"):
-            return {"group_size": 64, "bits": 8}
-        return True
+        return ROUTER if path.endswith("mlp.gate") else True
