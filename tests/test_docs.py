@@ -11,7 +11,7 @@ from mlx_glu.cli import make_parser
 from mlx_glu.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
-DOCS = [p for folder in ("", "metal/", "bench/") for p in ROOT.glob(f"{folder}*.md")]
+DOCS = [p for folder in ("", "metal/", "bench/", "docs/") for p in ROOT.glob(f"{folder}*.md")]
 DOCS += ROOT.glob("mlx_glu/*/README.md")
 PACKAGE = ROOT / "mlx_glu"
 
@@ -105,6 +105,7 @@ LAYERS = [
     {"ops"},
     {"feed_forward"},
     {"layers", "experts"},
+    {"training"},
     {"models"},
     {"weights"},
     {"loading", "warming", "prefill"},
@@ -115,6 +116,7 @@ LAYERS = [
     {"mlx_lm_engine"},
     {"bench"},
     {"evaluation"},
+    {"science"},
     {"commands"},
     {"cli"},
 ]

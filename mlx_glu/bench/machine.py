@@ -6,7 +6,7 @@ import datetime
 import platform
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -53,18 +53,22 @@ def runs_kernels() -> bool:
 
 def this_machine() -> Machine:
     """Look around, and measure a copy."""
+    return Machine(**described(), copy_gbps=_copy_gbps())
+
+
+def described() -> dict[str, Any]:
+    """All of it by name but what has to be measured."""
     here = tuning.Machine.here()
     name = str(mx.device_info().get("device_name", "")) or platform.processor()
-    return Machine(
-        date=datetime.date.today().isoformat(),
-        package=__version__,
-        commit=_commit(),
-        chip=name,
-        device="gpu" if on_gpu() else "cpu",
-        os=here.os,
-        mlx=here.mlx,
-        copy_gbps=_copy_gbps(),
-    )
+    return {
+        "date": datetime.date.today().isoformat(),
+        "package": __version__,
+        "commit": _commit(),
+        "chip": name,
+        "device": "gpu" if on_gpu() else "cpu",
+        "os": here.os,
+        "mlx": here.mlx,
+    }
 
 
 def _copy_gbps() -> float:

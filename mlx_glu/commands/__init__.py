@@ -11,6 +11,7 @@ from . import (
     generate,
     inspect,
     perplexity,
+    science,
     variants,
     verify,
 )
@@ -26,4 +27,5 @@ COMMANDS: dict[str, ModuleType] = {
     "variants": variants,
     "verify": verify,
     "bench": bench,
+    "science": science,
 }

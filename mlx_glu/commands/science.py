@@ -1,0 +1,118 @@
+"""``mlx-glu science``: the claims about gating, as experiments."""
+
+import argparse
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+HELP = "run the experiments about gating"
+DESCRIPTION = """\
+Put a claim about gated units to the test. Results are JSON lines, a row as soon as it
+is known: an interrupted run goes on where it was, and a finished one only draws its
+figure anew.
+
+  mlx-glu science list
+  mlx-glu science run ntk                  # seconds: does it run here?
+  mlx-glu science run ntk --full           # the published numbers
+  mlx-glu science run all --full --out results
+"""
+
+
+def add_args(parser: argparse.ArgumentParser) -> None:
+    """The actions and their flags."""
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="what can be run, and what it asks")
+    listing.set_defaults(run=_list)
+    running = actions.add_parser("run", help="run some of it")
+    running.set_defaults(run=_run)
+    add = running.add_argument
+    add("names", nargs="+", metavar="NAME", help="of the list; all for everything")
+    effort = running.add_mutually_exclusive_group()
+    effort.add_argument(
+        "--quick",
+        action="store_true",
+        help="smallest sizes, which prove nothing (default)",
+    )
+    effort.add_argument("--full", action="store_true", help="the published settings")
+    add(
+        "--out",
+        default="science",
+        metavar="FOLDER",
+        help="for NAME.jsonl, NAME.svg and NAME-dark.svg (default: science); those of "
+        "--quick are called NAME-quick",
+    )
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: one a core; one on a GPU, and with --quick)",
+    )
+    add("--text", metavar="FILE", help="of the experiments that read one")
+    add("--model", metavar="PATH", help="of the experiments that load one")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Replaced by an action's."""
+
+
+def _list(args: argparse.Namespace) -> None:
+    from ..science.experiment import EXPERIMENTS
+    from ..tables import aligned
+
+    rows = [("name", "the claim", "--full takes")]
+    rows += [(name, e.claim, e.cost) for name, e in EXPERIMENTS.items()]
+    print(*aligned(rows), sep="\n")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from ..science.experiment import EXPERIMENTS, find
+
+    names = list(EXPERIMENTS) if "all" in args.names else args.names
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers must be at least 1 but is {args.workers}")
+    chosen = []
+    for name in dict.fromkeys(names):
+        experiment = find(name).load()
+        chosen.append((name, _settings(args, name, experiment)))
+    for name, settings in chosen:
+        _run_one(args, name, settings)
+
+
+def _settings(args: argparse.Namespace, name: str, experiment: Any) -> Any:
+    """Those of the effort, with the files that were named."""
+    settings = experiment.full if args.full else experiment.quick
+    known = {field.name for field in fields(settings)}
+    named = {"text": args.text, "model": args.model}
+    given = {key: value for key, value in named.items() if value is not None}
+    if "all" in args.names:
+        given = {key: value for key, value in given.items() if key in known}
+    for key in given.keys() - known:
+        raise ValueError(f"--{key} does not go with {name}, which reads none")
+    paths = {key: Path(value) for key, value in given.items()}
+    return experiment.prepare(replace(settings, **paths))
+
+
+def _run_one(args: argparse.Namespace, name: str, settings: Any) -> None:
+    from tqdm import tqdm
+
+    from ..science import figures
+    from ..science.experiment import find
+    from ..science.running import default_workers, open_rows, run
+    from ..tables import aligned
+
+    stem = Path(args.out) / (name if args.full else f"{name}-quick")
+    file = open_rows(stem.with_suffix(".jsonl"), name, settings)
+    workers = args.workers or (default_workers() if args.full else 1)
+    with tqdm(desc=name, file=sys.stderr, disable=None, leave=False) as bar:
+        for done, total in run(name, settings, file, workers=workers):
+            bar.total, bar.n = total, done
+            bar.refresh()
+    experiment = find(name).load()
+    print(f"{name}: {find(name).claim}")
+    table = experiment.summary(file.rows)
+    print(*aligned(table, right=range(1, len(table[0]))), sep="\n")
+    if not args.full:
+        print("--quick shows that it runs; only --full answers", file=sys.stderr)
+    for path in [file.path, *figures.save(experiment, file.rows, stem)]:
+        print(f"wrote {path}", file=sys.stderr)

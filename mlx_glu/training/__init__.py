@@ -1,0 +1,1 @@
+"""Layers to train: gated and ungated blocks, their initialisation and their costs."""
