@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     )
     from .packing import split_packed
     from .sample import Sampling
+    from .training.blocks import GatedResidualNetwork, ParallelBlock
+    from .training.convolution import GatedConv1d, GCNNBlock
+    from .training.gains import gain, scale_preserving
+    from .training.ungated import ACTIVATIONS, MLP
+    from .training.xielu import XIELU
     from .variants import VARIANTS, Variant
     from .warming import warmup
 
@@ -56,15 +61,31 @@ _HOME = {
     "glu_linear": "ops",
     "glu_mul": "ops",
     "Sampling": "sample",
+    "GatedResidualNetwork": "training.blocks",
+    "ParallelBlock": "training.blocks",
+    "GatedConv1d": "training.convolution",
+    "GCNNBlock": "training.convolution",
+    "gain": "training.gains",
+    "scale_preserving": "training.gains",
+    "ACTIVATIONS": "training.ungated",
+    "MLP": "training.ungated",
+    "XIELU": "training.xielu",
     "VARIANTS": "variants",
     "Variant": "variants",
     "warmup": "warming",
 }
 __all__ = [
+    "ACTIVATIONS",
+    "MLP",
     "VARIANTS",
+    "XIELU",
+    "GCNNBlock",
+    "GatedConv1d",
     "GatedMLP",
+    "GatedResidualNetwork",
     "GenerationResponse",
     "Norm",
+    "ParallelBlock",
     "QuantizedWeight",
     "Sampling",
     "Variant",
@@ -73,6 +94,7 @@ __all__ = [
     "explain",
     "fuse",
     "fuse_on_load",
+    "gain",
     "generate",
     "glu_hidden_size",
     "glu_linear",
@@ -80,6 +102,7 @@ __all__ = [
     "glu_mul_packed",
     "load",
     "load_model",
+    "scale_preserving",
     "simulate",
     "split_packed",
     "stream_generate",

@@ -11,7 +11,7 @@ from mlx_glu.cli import make_parser
 from mlx_glu.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
-DOCS = [p for folder in ("", "metal/", "bench/", "docs/") for p in ROOT.glob(f"{folder}*.md")]
+DOCS = [p for d in ("", "metal/", "bench/", "docs/") for p in ROOT.glob(f"{d}*.md")]
 DOCS += ROOT.glob("mlx_glu/*/README.md")
 PACKAGE = ROOT / "mlx_glu"
 
