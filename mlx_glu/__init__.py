@@ -27,9 +27,15 @@ if TYPE_CHECKING:
     )
     from .packing import split_packed
     from .sample import Sampling
+    from .training.balancing import (
+        expert_load,
+        load_balancing_loss,
+        router_z_loss,
+    )
     from .training.blocks import GatedResidualNetwork, ParallelBlock
     from .training.convolution import GatedConv1d, GCNNBlock
     from .training.gains import gain, scale_preserving
+    from .training.moe import MoE
     from .training.ungated import ACTIVATIONS, MLP
     from .training.xielu import XIELU
     from .variants import VARIANTS, Variant
@@ -61,12 +67,16 @@ _HOME = {
     "glu_linear": "ops",
     "glu_mul": "ops",
     "Sampling": "sample",
+    "expert_load": "training.balancing",
+    "load_balancing_loss": "training.balancing",
+    "router_z_loss": "training.balancing",
     "GatedResidualNetwork": "training.blocks",
     "ParallelBlock": "training.blocks",
     "GatedConv1d": "training.convolution",
     "GCNNBlock": "training.convolution",
     "gain": "training.gains",
     "scale_preserving": "training.gains",
+    "MoE": "training.moe",
     "ACTIVATIONS": "training.ungated",
     "MLP": "training.ungated",
     "XIELU": "training.xielu",
@@ -84,6 +94,7 @@ __all__ = [
     "GatedMLP",
     "GatedResidualNetwork",
     "GenerationResponse",
+    "MoE",
     "Norm",
     "ParallelBlock",
     "QuantizedWeight",
@@ -91,6 +102,7 @@ __all__ = [
     "Variant",
     "convert",
     "down_linear",
+    "expert_load",
     "explain",
     "fuse",
     "fuse_on_load",
@@ -101,7 +113,9 @@ __all__ = [
     "glu_mul",
     "glu_mul_packed",
     "load",
+    "load_balancing_loss",
     "load_model",
+    "router_z_loss",
     "scale_preserving",
     "simulate",
     "split_packed",

@@ -34,15 +34,19 @@ def route(
         Indices [..., k], in no order, each expert at most once, and their float32
         weights [..., k], a softmax.
     """
-    last = logits.shape[-1] - top_k
-    indices = mx.argpartition(logits, kth=last, axis=-1)[..., last:]
-    indices = mx.stop_gradient(indices)
+    indices = largest(logits, top_k)
     logits = logits.astype(mx.float32)
     if renormalise:
         scores = mx.take_along_axis(logits, indices, axis=-1)
         return indices, mx.softmax(scores, axis=-1)
     shares = mx.softmax(logits, axis=-1)
     return indices, mx.take_along_axis(shares, indices, axis=-1)
+
+
+def largest(scores: mx.array, top_k: int) -> mx.array:
+    """Where the ``top_k`` largest of the last axis are, in no order; no gradient."""
+    last = scores.shape[-1] - top_k
+    return mx.argpartition(mx.stop_gradient(scores), kth=last, axis=-1)[..., last:]
 
 
 def mix(y: mx.array, weights: mx.array) -> mx.array:
@@ -188,7 +192,8 @@ class SwitchGLU(nn.Module):
         """
         shape, chosen = indices.shape, mx.stop_gradient(indices)
         x = mx.expand_dims(x, (-2, -3))  # [..., 1, 1, K]
-        is_sorted = indices.size >= SORT_FROM
+        # Unsorted, MLX's gradient by a weight holds one matrix for each pair.
+        is_sorted = self.training or indices.size >= SORT_FROM
         if is_sorted:
             order = mx.argsort(chosen.flatten())
             x = x.flatten(0, -3)[order // shape[-1]]  # [pairs, 1, K]
@@ -198,7 +203,7 @@ class SwitchGLU(nn.Module):
         y = ops.glu_mul(gate, up, self.variant)
         y = self.down_proj(y, chosen, is_sorted).squeeze(-2)
         if is_sorted:
-            y = y[mx.argsort(order)].reshape(*shape, -1)
+            y = y[mx.argsort(order)].reshape(*shape, y.shape[-1])
         return y
 
     def _extra_repr(self) -> str:

@@ -40,7 +40,7 @@ def filled(variant="swiglu", bias=False, sizes=SIZES, dtype=mx.float32, seed=0):
     experts = SwitchGLU(*sizes, variant=variant, bias=bias)
     arrays = tree_flatten(experts.parameters())
     scaled = [(k, normal(rng, *a.shape, scale=0.3, dtype=dtype)) for k, a in arrays]
-    return experts.load_weights(scaled)
+    return experts.load_weights(scaled).eval()  # few pairs are not sorted
 
 
 def chosen(rng, tokens, top_k, experts=E):
