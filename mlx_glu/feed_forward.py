@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.nn.layers import distributed
 
-from . import ops, reference
+from . import lean, ops, reference
 from .checks import check_dtype
 from .choosing import (
     BlockPlan,
@@ -33,12 +33,11 @@ from .dispatch import note
 from .elementwise import Packing
 from .fused import flatten
 from .linear_layers import (
-    PARTS,
     SHARDED,
     Half,
-    arrays_inside,
     child_of,
     columns_of,
+    misfit,
     own_weight,
     parts_of,
     project,
@@ -74,6 +73,7 @@ class Block:
         residual: mx.array | None = None,
         *,
         otherwise: Callable[[nn.Module, mx.array], mx.array] | None = None,
+        training: bool = False,
     ) -> mx.array:
         """Run the block: ``down(phi(gate(x)) * psi(up(x)))``, fused where it can be.
 
@@ -84,6 +84,8 @@ class Block:
             residual: [..., K], added to the result, or None.
             otherwise: called with module and x where no part would be fused, or
                 where stock would give another dtype; None for stock operations.
+            training: whether the gradient of stock operations keeps gate and up but
+                not their product, which costs some time.
 
         Returns:
             [..., K] array of the dtype of ``x``.
@@ -103,12 +105,14 @@ class Block:
             return otherwise(module, x)
         if plan.cases.linear is not None:
             note(choices[0])
-        fused = plan.gated is not None and choices[0].impl == "fused"
-        if not fused:
-            y = self._multiply(layers, x, norm)
-        else:
-            y = self._run(plan, module, x, norm, arrays)
-        if y is None:
+        if plan.gated is None or choices[0].impl == "stock":
+            halves = self._project(layers, x, norm)
+            if halves is not None and training:
+                back = lean.project_product_back
+                return back(layers[2], self._multiply, halves, residual)
+            if halves is not None:
+                y = self._multiply(*halves)
+                return lean.project_back(layers[2], y, residual)
             if otherwise is not None:
                 why = "a projection gives another dtype than that of x"
                 note(choices[0]._replace(impl="stock", why=why))
@@ -117,8 +121,9 @@ class Block:
                 "[feed_forward] projections give the dtype of x, "
                 f"{dtype_name(x.dtype)}, but one does not; cast its weights"
             )
-        if not fused or plan.down is None or choices[-1].impl == "stock":
-            return _project_back(layers[2], y, residual)
+        y = self._run(plan, module, x, norm, arrays)
+        if plan.down is None or choices[-1].impl == "stock":
+            return lean.project_back(layers[2], y, residual)
         note(choices[-1])
         if residual is not None:
             ops.check_residual(residual, x, plan.down.case.N)
@@ -211,7 +216,8 @@ class Block:
                 raise
             refusal = str(error)
         if not alone:
-            refusal = self._misfit(module, x.dtype) or refusal
+            names = self.gate, self.up or self.gate, self.down
+            refusal = misfit(module, names, x.dtype) or refusal
         return BlockPlan(
             self.cases(module, x.dtype, norm, residual), refusal, gated, down
         )
@@ -231,44 +237,21 @@ class Block:
         y = mx.zeros((1, gated.case.N), x.dtype)
         return gated, plan_down(y, weight, layer.get("bias"), residual)
 
-    def _misfit(self, module: nn.Module, dtype: mx.Dtype) -> str:
-        """Whether stock would give an x of this dtype a result of another.
-
-        It widens where a weight has another dtype; fused operations do not.
-        """
-        for name in (self.gate, self.up or self.gate, self.down):
-            for part, a in zip(
-                PARTS, arrays_inside(getattr(module, name)), strict=True
-            ):
-                if a is not None and a.dtype not in (dtype, mx.uint32, mx.uint8):
-                    return (
-                        f"{part} of {name} is {dtype_name(a.dtype)} and x "
-                        f"{dtype_name(dtype)}; stock widens the result"
-                    )
-        return ""
-
-    def _multiply(
+    def _project(
         self, layers: Sequence[Any], x: mx.array, norm: ops.Norm | None
-    ) -> mx.array | None:
-        """The gated product of what the layers give, called one by one.
+    ) -> list[mx.array] | None:
+        """Gate and up, or one array with both, as the layers give them.
 
         None where one gives another dtype than that of x.
         """
         x = x if norm is None else reference.rms_norm(x, norm)
         own = layers[:1] if self.packing is not None else layers[:2]
-        first, *second = [project(layer, x) for layer in own]
-        if any(a.dtype != x.dtype for a in (first, *second)):
-            return None
+        halves = [project(layer, x) for layer in own]
+        return halves if all(a.dtype == x.dtype for a in halves) else None
+
+    def _multiply(self, first: mx.array, *second: mx.array) -> mx.array:
+        """The gated product of what :meth:`_project` gives."""
         if self.packing is None:
             return ops.glu_mul(first, second[0], self.variant)
         order, layout = self.packing
         return ops.glu_mul_packed(first, self.variant, order=order, layout=layout)
-
-
-def _project_back(layer: Any, y: mx.array, residual: mx.array | None) -> mx.array:
-    weight = own_weight(layer)
-    if weight is not None:
-        bias = layer.get("bias")
-        return ops.down_linear(y, weight, bias=bias, residual=residual)
-    y = layer(y)
-    return y if residual is None else residual + y

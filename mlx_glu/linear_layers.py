@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from . import reference
-from .quantization import QuantizedWeight, Weight, size
+from .quantization import QuantizedWeight, Weight, dtype_name, size
 
 _DENSE = (nn.Linear, nn.Embedding, nn.AllToShardedLinear)
 _PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, nn.QuantizedAllToShardedLinear)
@@ -84,6 +85,21 @@ def arrays_inside(layer: Any) -> tuple[mx.array | None, ...]:
     """The arrays named :data:`PARTS` of a layer, or of the one in an adapter."""
     own = inner(layer)
     return tuple(map(own.get if isinstance(own, nn.Module) else {}.get, PARTS))
+
+
+def misfit(module: nn.Module, names: Iterable[str], dtype: mx.Dtype) -> str:
+    """Whether stock would give an x of this dtype a result of another, or "".
+
+    It widens where a weight has another dtype; fused operations do not.
+    """
+    for name in names:
+        for part, a in zip(PARTS, arrays_inside(getattr(module, name)), strict=True):
+            if a is not None and a.dtype not in (dtype, mx.uint32, mx.uint8):
+                return (
+                    f"{part} of {name} is {dtype_name(a.dtype)} and x "
+                    f"{dtype_name(dtype)}; stock widens the result"
+                )
+    return ""
 
 
 def own_weight(layer: Any) -> Weight | None:

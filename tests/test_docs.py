@@ -103,6 +103,7 @@ LAYERS = [
     {"fused"},
     {"choosing", "linear_layers"},
     {"ops"},
+    {"lean"},
     {"feed_forward"},
     {"layers", "experts"},
     {"training"},
