@@ -74,7 +74,12 @@ def _run(args: argparse.Namespace) -> None:
     chosen = []
     for name in dict.fromkeys(names):
         experiment = find(name).load()
-        chosen.append((name, _settings(args, name, experiment)))
+        try:
+            chosen.append((name, _settings(args, name, experiment)))
+        except FileNotFoundError as error:
+            if "all" not in args.names:
+                raise
+            print(f"note: without {name}: {error}", file=sys.stderr)
     for name, settings in chosen:
         _run_one(args, name, settings)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.windows import SAMPLE
-from . import corpus
+from . import char_lm_report, corpus
+from .char_lm_report import BASELINE
 from .char_model import (
     CharModel,
     Recipe,
@@ -29,8 +30,6 @@ from .experiment import Cell, Experiment, Row
 _UNGATED = ("relu", "gelu", "silu", "relu2")
 _GATED = ("glu", "bilinear", "reglu", "geglu", "swiglu")
 _SHAPE, _RECIPE = Shape(), Recipe()
-#: Every other unit is compared with it.
-BASELINE = "relu"
 
 
 @dataclass(frozen=True)
@@ -156,6 +155,7 @@ EXPERIMENT = Experiment(
     then=then,
     measure=measure,
     prepare=prepare,
-    summary=lambda rows: [["rows"], [str(len(rows))]],
-    draw=lambda figure, rows: None,
+    summary=char_lm_report.summary,
+    draw=char_lm_report.draw,
+    size=(11, 4.2),
 )

@@ -66,9 +66,26 @@ class Entry(NamedTuple):
 
 
 EXPERIMENTS = {
+    "gradient-flow": Entry(
+        "gradient_flow", "Gates keep gradients alive, however deep.", "10 min, 2 cores"
+    ),
+    "dead-units": Entry(
+        "dead_units", "Gated units do not die as ReLU's do.", "15 min, 2 cores"
+    ),
     "ntk": Entry("ntk", "Gating makes learning better conditioned.", "2 min"),
+    "approximation": Entry(
+        "approximation",
+        "Products express more with as many parameters.",
+        "8 min, 2 cores",
+    ),
+    "sharpness": Entry(
+        "sharpness", "Gating makes the loss smoother.", "25 min, 2 cores"
+    ),
     "char-lm": Entry(
         "char_lm", "At equal parameters gated units learn more.", "2 h, 2 cores"
+    ),
+    "activations": Entry(
+        "activations", "A gate is a toll booth between 0 and 1.", "20 min"
     ),
 }
 

@@ -17,12 +17,12 @@ _THEMES = {"": ("#1a1a1a", "#ffffff"), "-dark": ("#e6e6e6", "#0d1117")}
 
 #: Colour and marker; gated units have full lines, the others dashes, so that print
 #: without colour keeps them apart. Colours: near Okabe and Ito's, legible on both.
-_STYLES = {
+STYLES = {
     "relu": ("#d55e00", "o"),
     "gelu": ("#e69f00", "s"),
     "gelu_tanh": ("#e69f00", "s"),
     "silu": ("#cc79a7", "D"),
-    "relu2": ("#b0521a", "X"),
+    "relu2": ("#b0521a", "p"),
     "xielu": ("#8c6bb1", "P"),
     "sigmoid": ("#999999", "v"),
     "tanh": ("#777777", "^"),
@@ -60,7 +60,7 @@ def label(unit: str) -> str:
 
 def style(unit: str) -> dict[str, Any]:
     """How a unit is drawn in every figure; keywords of matplotlib's ``plot``."""
-    color, marker = _STYLES.get(unit, ("#888888", "o"))
+    color, marker = STYLES.get(unit, ("#888888", "o"))
     gated = unit not in ACTIVATIONS
     return {
         "color": color,

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..training.ungated import ACTIVATIONS, feed_forward
 from .experiment import Cell, Experiment, Row
@@ -36,7 +35,7 @@ class Settings:
 
     sizes: tuple[tuple[int, int], ...] = ((16, 64), (32, 128), (64, 128))
     hidden_dims: int = 3072
-    seeds: int = 10
+    seeds: int = 5
     units: tuple[str, ...] = _UNITS
 
 
@@ -87,17 +86,14 @@ def kernel(unit: str, x: np.ndarray, hidden_dims: int, seed: int) -> np.ndarray:
             shape = ffn[name].weight.shape
             ffn[name].weight = deviation * mx.random.normal(shape)
     gradient = nn.value_and_grad(ffn, lambda row: ffn(row[None])[0, 0])
-    rows = []
-    for row in x:
-        _, found = gradient(mx.array(row, mx.float32))
-        parts = [
-            np.array(a, np.float64).ravel() * deviations[name.split(".")[0]]
-            for name, a in cast(list[tuple[str, mx.array]], tree_flatten(found))
-            if name.endswith("weight")
-        ]
-        rows.append(np.concatenate(parts))
-    jacobian = np.stack(rows)
-    return np.asarray(jacobian @ jacobian.T)
+    found = [gradient(mx.array(row, mx.float32))[1] for row in x]
+    total = np.zeros((len(x), len(x)))
+    for name, deviation in deviations.items():
+        if name in ffn:
+            rows = [np.array(of_row[name]["weight"]).ravel() for of_row in found]
+            jacobian = deviation * np.stack(rows).astype(np.float64)
+            total += jacobian @ jacobian.T
+    return total
 
 
 def relu_kernel(cosine: np.ndarray) -> np.ndarray:

@@ -43,11 +43,11 @@ class RowFile:
             lines.pop()  # cut off while it was written
         try:
             head, *rows = [json.loads(line) for line in lines] or [{}]
-        except json.JSONDecodeError as error:
+            own = {key: head.get(key) for key in self.header}
+        except (json.JSONDecodeError, AttributeError) as error:
             raise ValueError(
-                f"[science] {self.path} is not JSON lines: {error}; move it away"
+                f"[science] {self.path} is no file of rows: {error}; move it away"
             ) from error
-        own = {key: head.get(key) for key in self.header}
         if own != self.header:
             raise ValueError(
                 f"[science] {self.path} has rows of {own}, not of {self.header}; "

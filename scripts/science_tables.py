@@ -1,0 +1,56 @@
+"""The tables of docs/science.md, from the rows in docs/science.
+
+Each stands between <!-- NAME --> and <!-- /NAME -->, where NAME is an experiment's.
+
+    .venv/bin/python scripts/science_tables.py [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from mlx_glu.science.experiment import EXPERIMENTS  # before MLX: it brings the BLAS
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "science.md"
+ROWS = ROOT / "docs" / "science"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="put them into the page")
+    args = parser.parse_args()
+    text = filled(PAGE.read_text("utf-8"))
+    if args.write:
+        PAGE.write_text(text, "utf-8")
+    else:
+        print(*(table(name) for name in EXPERIMENTS), sep="\n\n")
+
+
+def filled(page: str) -> str:
+    """The page with every table made anew."""
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- {name} -->\n{table(name)}\n<!-- /{name} -->"
+
+    names = "|".join(EXPERIMENTS)
+    return re.sub(rf"<!-- ({names}) -->.*?<!-- /\1 -->", block, page, flags=re.S)
+
+
+def table(name: str) -> str:
+    """What the command prints below the rows, as Markdown."""
+    lines = (ROWS / f"{name}.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[1:]]
+    head, *body = EXPERIMENTS[name].load().summary(rows)
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
+
+
+if __name__ == "__main__":
+    main()
