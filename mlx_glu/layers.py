@@ -46,9 +46,9 @@ class GatedMLP(nn.Module):
     ``nn.Linear`` or ``nn.QuantizedLinear``; another layer in their place, such as
     an adapter, is called as it is.
 
-    In training mode a gradient keeps ``x``, gate and up alone, and computes the rest
-    again; in evaluation mode also their product. It computes the gradients of all
-    weights that are not frozen, whichever are asked for.
+    In training mode a gradient keeps ``x``, what ``norm`` makes of it, gate and up
+    alone, and computes the rest again; in evaluation mode also their product. It
+    computes the gradients of all weights that are not frozen, whichever are asked for.
 
     Args:
         dims: K, size of the input and of the output.

@@ -23,8 +23,7 @@ def project_back(layer: Any, y: mx.array, residual: mx.array | None) -> mx.array
     if weight is not None:
         bias = layer.get("bias")
         return ops.down_linear(y, weight, bias=bias, residual=residual)
-    y = layer(y)
-    return y if residual is None else residual + y
+    return plus(residual, layer(y))
 
 
 def project_product_back(
@@ -52,7 +51,7 @@ def project_product_back(
     own = {name: layer[name] for name in ("weight", "bias") if name in layer}
     trained = layer.trainable_parameters()
     first = [False] * count + [name in trained for name in own]
-    return _plus(residual, _recomputed(run, [*halves, *own.values()], first))
+    return plus(residual, _recomputed(run, [*halves, *own.values()], first))
 
 
 def from_input(
@@ -78,13 +77,15 @@ def from_input(
         return block(module, x, norm, residual)
     arrays: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
     own = {k: a for k, a in arrays.items() if mx.issubdtype(a.dtype, mx.floating)}
+    packed = [(k, a) for k, a in arrays.items() if k not in own]
     trained = dict(tree_flatten(module.trainable_parameters()))
     weight = [] if norm is None else [norm.weight]
 
     def run(x: mx.array, *arrays: mx.array) -> mx.array:
         given = norm and norm._replace(weight=arrays[-1])
         key, before = _random_key(), module.parameters()
-        module.update(tree_unflatten(list(zip(own, arrays, strict=False))))
+        now = [*zip(own, arrays, strict=False), *packed]
+        module.update(tree_unflatten(now))
         try:
             y = block(module, x, given)
         finally:
@@ -97,10 +98,11 @@ def from_input(
         return y
 
     first = [False, *(name in trained for name in own), *(True for _ in weight)]
-    return _plus(residual, _recomputed(run, [x, *own.values(), *weight], first))
+    return plus(residual, _recomputed(run, [x, *own.values(), *weight], first))
 
 
-def _plus(residual: mx.array | None, y: mx.array) -> mx.array:
+def plus(residual: mx.array | None, y: mx.array) -> mx.array:
+    """Add what goes around a block; it has the shape and dtype of ``y`` [..., K]."""
     if residual is None:
         return y
     ops.check_residual(residual, y, y.shape[-1])

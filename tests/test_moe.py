@@ -343,7 +343,8 @@ def test_experts_that_nobody_chose_have_no_gradient(tokens):
     assert not found["gate.weight"][3].any()
     assert found["gate.weight"][0].any()
     assert not found[BIAS].any()
-    assert BIAS not in dict(tree_flatten(moe.trainable_parameters()))
+    for model in (moe, moe.unfreeze(), nn.Sequential(moe).unfreeze().layers[0]):
+        assert BIAS not in dict(tree_flatten(model.trainable_parameters()))
 
 
 def test_one_expert_of_weight_1_gives_the_router_no_gradient():
@@ -585,3 +586,7 @@ def test_impossible_calls():
         MoE(8, 8, 4).gate.balance(mx.ones((4,)))
     with pytest.raises(ValueError, match="matmul"):
         MoE(8, 8, 4)(mx.ones((2, 9)))
+    x = mx.ones((2, 8))
+    for residual in (x[0], x.astype(mx.float16)):
+        with pytest.raises(ValueError, match="residual is float32"):
+            MoE(8, 8, 4)(x, residual=residual)

@@ -1,6 +1,7 @@
 """The frame of the experiments: rows, resuming, figures, command; and two of them."""
 
 import json
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -53,6 +54,29 @@ def test_finished_cells_are_not_measured_again(ntk_file, tmp_path):
     assert [row for row in file.rows if row in kept] == kept
     assert without_times(file.rows) == without_times(ntk_file.rows)
     assert path.read_text().count("\n") == len(lines)
+
+
+def test_a_row_that_was_cut_leaves_nothing(ntk_file, tmp_path):
+    """What is appended stands in a line of its own, even if nothing is sorted later."""
+    path = tmp_path / "ntk.jsonl"
+    head, *lines = ntk_file.path.read_text().splitlines(keepends=True)
+    path.write_text("".join([head, lines[0], lines[1][:20]]))
+    file = open_rows(path, "ntk", QUICK)
+    file.append(ntk_file.rows[1])
+    assert path.read_text() == "".join([head, *lines[:2]])
+
+
+def test_what_interrupts_ends_the_processes(tmp_path):
+    """At once, though cells are under way: nobody is left to write their rows."""
+    file = open_rows(tmp_path / "ntk.jsonl", "ntk", ntk.Settings())
+    steps = run("ntk", ntk.Settings(), file, workers=2)
+    while next(steps)[0] < 1:
+        pass
+    assert len(multiprocessing.active_children()) == 2
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    assert multiprocessing.active_children() == []
+    assert open_rows(file.path, "ntk", ntk.Settings()).rows == file.rows
 
 
 def test_processes_give_the_same_rows(ntk_file, tmp_path):
@@ -153,6 +177,32 @@ def test_mistakes_are_one_line(capsys, tmp_path, argv, says, monkeypatch):
     assert error.count("\n") == 1
     assert says in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [["ntk"], ["all", "--text", "text"]], ids=" ".join)
+def test_a_place_without_files_is_found_first(capsys, tmp_path, names, monkeypatch):
+    """Before anything is measured."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("abcdefghij" * 300)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["science", "run", *names, "--out", "text"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "text" in said.err.splitlines()[-1]
+    assert said.out == ""
+
+
+def test_rows_of_other_settings_are_found_first(ntk_file, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    other = tmp_path / "dead-units-quick.jsonl"
+    other.write_bytes(ntk_file.path.read_bytes())
+    with pytest.raises(SystemExit):
+        cli.main(["science", "run", "ntk", "dead-units", "--out", str(tmp_path)])
+    said = capsys.readouterr()
+    assert str(other) in said.err
+    assert said.out == ""
+    assert list(tmp_path.iterdir()) == [other]
 
 
 # The tangent kernel.
@@ -259,10 +309,16 @@ def test_comparison_pairs_seeds():
     rows += [row("compare", "glu", s, 2.1 + s) for s in reversed(range(5))]
     rows += [row("compare", "geglu", s, None if s == 4 else 1.9 + s) for s in range(5)]
     rows += [row("noise", "relu", s, 3.0 + s) for s in range(5, 10)]
+    rows += [row("compare", "silu", s, None) for s in range(5)]
     glu, geglu, noise = char_lm_report.compare(rows)
     assert glu.found.mean == pytest.approx(0.1)
     assert glu.found.sd == pytest.approx(0, abs=1e-12)
     assert geglu.found.mean == pytest.approx(-0.1)
+    assert (geglu.name, geglu.pairs) == ("GEGLU (4 of 5 seeds)", 4)
+    rows += [row("tune", "glu", 0, 2.0) | {"learning_rate": x} for x in (1e-3, 4e-3)]
+    table = char_lm_report.summary(rows)
+    assert table[-1][:3] == ["SiLU", "-", "diverged"]
+    assert table[2][1] == "0.001, the lowest"
     assert noise.p is None
     assert noise.found.mean == pytest.approx(6)
 

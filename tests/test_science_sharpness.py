@@ -209,7 +209,8 @@ def test_a_run_that_diverged_is_no_pair_and_no_best_rate():
     example = {"phase": "example", "unit": "relu", "learning_rate": 0.1, "seed": 0}
     heads, relu, glu = sharpness_report.summary([*rows, example])
     found = dict(zip(heads, glu, strict=True))
-    assert found["rate 0.1"] == "4"
+    assert found["rate 0.1"] == "4 (2 of 3)"
     assert found["rate 0.2"] == "diverged"
-    assert found["best rate"] == relu[heads.index("best rate")] == "0.1"
+    assert found["best rate"] == relu[heads.index("best rate")]
+    assert found["best rate"] == "0.1, the lowest"
     assert found["of ReLU"] == "0.50 (0.50 .. 0.50)"

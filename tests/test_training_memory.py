@@ -245,6 +245,23 @@ def test_quantized_projections_pass_gradients_on(mode, recompute):
 
 
 @MODES
+def test_each_call_has_its_own_packed_weights(recompute):
+    """Also in its gradient, which is computed when the module has others."""
+    mlp = make(recompute=recompute).to_quantized(32)
+    mlp.down_proj = nn.Linear(N, K)
+    first = mlp.parameters()
+    second = tree_map(lambda a: a[::-1], first)
+
+    def loss(run, x):
+        y = [run(mlp.update(p), x) for p in (first, second)]
+        return (y[0] * y[1]).sum()
+
+    x = rows(2)
+    found, wanted = (mx.grad(lambda x, f=f: loss(f, x))(x) for f in (ours, plain))
+    assert_no_worse(found, wanted, f64(wanted), terms=K * N)
+
+
+@MODES
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
 def test_copies_are_equal(way, recompute, tmp_path):
     mlp, x = make(recompute=recompute), rows(2)
@@ -283,10 +300,16 @@ def test_kernels_still_run_for_few_rows(recompute):
 
 
 @MODES
-def test_a_residual_of_another_shape_is_refused(recompute):
+@pytest.mark.parametrize("adapted", [False, True], ids=["linear", "adapter"])
+def test_a_residual_of_another_shape_or_dtype_is_refused(adapted, recompute):
     mlp, x = make(recompute=recompute), rows(2)
-    with pytest.raises(ValueError, match="residual is"):
-        mlp(x, residual=rows())
+    if adapted:
+        mlp.down_proj = Adapter(mlp.down_proj)
+    for residual in (rows(), x.astype(mx.bfloat16)):
+        for is_training in (True, False):
+            mlp.train(is_training)
+            with pytest.raises(ValueError, match="residual is"):
+                mlp(x, residual=residual)
 
 
 def memory_table(dtype, layers, M, dims, hidden_dims, **given):

@@ -1,5 +1,6 @@
 """Ungated blocks: activations, their gradients, and the interface of GatedMLP."""
 
+import copy
 import math
 
 import mlx.core as mx
@@ -7,6 +8,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import PHI64, PSI64, assert_no_worse, derivative64, f64
+from mlx.optimizers import AdamW
 from mlx.utils import tree_flatten, tree_map
 from random_arrays import normal
 from test_layers import dense64
@@ -134,9 +136,31 @@ def test_xielu_starts_as_the_paper_says_and_trains_two_scalars():
     np.testing.assert_allclose(f64(one), [1.3, 0.8 / math.e - 0.5], rtol=1e-6)
     slope = mx.grad(lambda x: act(x).sum())(mx.array([0.0])).item()
     assert abs(slope - 0.5) < 1e-6  # eps
-    act.unfreeze()
-    assert set(act.trainable_parameters()) == {"alpha_p", "alpha_n"}
+    trained = {"alpha_p", "alpha_n"}
+    assert set(act.trainable_parameters()) == trained
     assert set(act.parameters()) == {"alpha_p", "alpha_n", "beta", "eps"}
+    # What is fixed has no gradient, not even by alpha_n, which holds beta.
+    grads = mx.grad(lambda p: act.update(p)(mx.array([-1.0, 2.0])).sum())
+    assert {k for k, g in grads(act.parameters()).items() if g.any()} == trained
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["made", "copied"])
+def test_what_xielu_has_fixed_stays_whatever_is_unfrozen(copied):
+    mlp = MLP(K, N, activation="xielu")
+    mlp = copy.deepcopy(mlp) if copied else mlp
+    act, fixed = mlp.act_fn, {"beta": 0.5, "eps": -1e-6}
+    x = normal(np.random.default_rng(5), 4, K)
+    optimizer = AdamW(0.1, weight_decay=0.5)
+    for module in (act, mlp):
+        for keys in (None, ["alpha_p", "beta"]):
+            module.freeze()
+            module.unfreeze(keys=keys)
+            wanted = {"alpha_p"} if keys else {"alpha_p", "alpha_n"}
+            assert set(act.trainable_parameters()) == wanted
+    mlp.unfreeze()
+    optimizer.update(mlp, nn.value_and_grad(mlp, lambda x: mlp(x).sum())(x)[1])
+    assert {k: act[k].item() for k in fixed} == pytest.approx(fixed, rel=1e-6)
+    assert act.alpha_p.item() != pytest.approx(XIELU().alpha_p.item())
 
 
 def mlp64(mlp, x):
@@ -220,5 +244,13 @@ def test_errors():
     with pytest.raises(ValueError, match=r"\[feed_forward\] expected one of glu.*'no'"):
         feed_forward("no", K, N)
     mlp = MLP(K, N)
-    with pytest.raises(ValueError, match=r"have the dtype of x, float16, but"):
-        mlp(mx.ones((2, K), mx.float16), residual=mx.ones((2, K)))
+    half = mx.ones((2, K), mx.float16)
+    with pytest.raises(ValueError, match=r"residual is float16 .* got float32 \[2, "):
+        mlp(half, residual=mx.ones((2, K)))
+    with pytest.raises(ValueError, match=r"residual is float16 .* got float16 \[3, 2,"):
+        mlp(half, residual=mx.ones((3, 2, K), mx.float16))
+    with pytest.raises(ValueError, match=r"\[MLP\] x is .* int32"):
+        mlp(half.astype(mx.int32))
+    mlp.down_proj = lambda h: h.astype(mx.float32) @ mx.ones((N, K))
+    with pytest.raises(ValueError, match=r"give the dtype of x, float16, but"):
+        mlp(half)

@@ -66,22 +66,26 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from ..science import figures
     from ..science.experiment import EXPERIMENTS, find
 
     names = list(EXPERIMENTS) if "all" in args.names else args.names
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers must be at least 1 but is {args.workers}")
-    chosen = []
+    chosen = {}
     for name in dict.fromkeys(names):
         experiment = find(name).load()
         try:
-            chosen.append((name, _settings(args, name, experiment)))
+            chosen[name] = _settings(args, name, experiment)
         except FileNotFoundError as error:
-            if "all" not in args.names:
+            if "all" not in args.names or args.model is not None:
                 raise
             print(f"note: without {name}: {error}", file=sys.stderr)
-    for name, settings in chosen:
-        _run_one(args, name, settings)
+    # Whatever can fail does so before hours are spent.
+    figures.check()
+    files = {name: _open(args, name, settings) for name, settings in chosen.items()}
+    for name, settings in chosen.items():
+        _run_one(args, name, settings, files[name])
 
 
 def _settings(args: argparse.Namespace, name: str, experiment: Any) -> Any:
@@ -95,19 +99,30 @@ def _settings(args: argparse.Namespace, name: str, experiment: Any) -> Any:
     for key in given.keys() - known:
         raise ValueError(f"--{key} does not go with {name}, which reads none")
     paths = {key: Path(value) for key, value in given.items()}
+    if "text" in paths and not paths["text"].is_file():
+        raise ValueError(f"--text {args.text} is no file; give one")
     return experiment.prepare(replace(settings, **paths))
 
 
-def _run_one(args: argparse.Namespace, name: str, settings: Any) -> None:
+def _open(args: argparse.Namespace, name: str, settings: Any) -> Any:
+    """The file of rows, which can be written."""
+    from ..bench.report import check_path
+    from ..science.running import open_rows
+
+    path = Path(args.out) / (f"{name}.jsonl" if args.full else f"{name}-quick.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_path("--out", path)
+    return open_rows(path, name, settings)
+
+
+def _run_one(args: argparse.Namespace, name: str, settings: Any, file: Any) -> None:
     from tqdm import tqdm
 
     from ..science import figures
     from ..science.experiment import find
-    from ..science.running import default_workers, open_rows, run
+    from ..science.running import default_workers, run
     from ..tables import aligned
 
-    stem = Path(args.out) / (name if args.full else f"{name}-quick")
-    file = open_rows(stem.with_suffix(".jsonl"), name, settings)
     workers = args.workers or (default_workers() if args.full else 1)
     with tqdm(desc=name, file=sys.stderr, disable=None, leave=False) as bar:
         for done, total in run(name, settings, file, workers=workers):
@@ -119,5 +134,6 @@ def _run_one(args: argparse.Namespace, name: str, settings: Any) -> None:
     print(*aligned(table, right=range(1, len(table[0]))), sep="\n")
     if not args.full:
         print("--quick shows that it runs; only --full answers", file=sys.stderr)
+    stem = file.path.with_suffix("")
     for path in [file.path, *figures.save(experiment, file.rows, stem)]:
         print(f"wrote {path}", file=sys.stderr)

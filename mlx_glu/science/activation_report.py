@@ -47,7 +47,8 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
     for row in _perplexities(rows):
         if row["rule"] == "none":
             found = f"{row['perplexity']:.2f}"
-            table.append(["perplexity", found, f"± {row['perplexity_error']:.2f}"])
+            words = f"perplexity of {row['tokens']} tokens"
+            table.append([words, found, f"± {row['perplexity_error']:.2f}"])
             continue
         words = f"{RULES[row['rule']].label}, {row['share']:.0%} left out"
         change, error = _percent(row)
@@ -115,7 +116,7 @@ def _draw_rules(axes: Any, rows: Sequence[Row]) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlim(left=0)
     axes.set_xlabel("weights of the whole model that a token does not read, %")
-    axes.set_ylabel("rise of the perplexity, %")
+    axes.set_ylabel("rise of the perplexity, %, linear below 1")
     axes.legend(ncols=2, fontsize=7)
     axes.set_title("Thresholding rules")
 

@@ -64,12 +64,10 @@ def prepare(settings: Settings) -> Settings:
     """Find model and text.
 
     Raises:
-        FileNotFoundError: no such model or text.
+        FileNotFoundError: no such model.
         ValueError: the Hub does not have the model.
     """
     text = SAMPLE if settings.text is None else settings.text
-    if not text.is_file():
-        raise FileNotFoundError(f"[science] --text {text} is no file; give one")
     if settings.model is not None:
         model = hub.resolve(str(settings.model))
     else:

@@ -1,11 +1,10 @@
 """Approximation order of gated units in one dimension: what exists, what Adam finds.
 
 A block of ReLU is piecewise linear, one of ReGLU piecewise quadratic, so on a smooth
-function the best ReGLU block of P parameters errs by P^-3 where ReLU errs by P^-2
-(Queiruga 2026, arXiv:2602.14495, abstract). Here least squares over uniform knots shows
-what exists, on functions that are smooth and not, and beside ReGLU stands ReLU squared,
-which is quadratic without a gate, and Bilinear, which has a product and no knots. Adam
-from random weights shows what is found.
+function a ReGLU block of P parameters can err by P^-3 where ReLU errs by P^-2 (Queiruga
+2026, arXiv:2602.14495, abstract). Least squares over uniform knots shows what exists at
+least; beside ReGLU stand ReLU squared, quadratic without a gate, and Bilinear, which has
+a product and no knots. Adam from random weights shows what is found.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .experiment import Cell, Experiment, Row
-from .figures import label, style
+from .figures import label, rate_label, style
 from .splines import (
     SOLVED,
     features,
@@ -29,7 +28,7 @@ from .splines import (
     train,
 )
 
-#: Orders of the best approximations by target: piecewise linear, piecewise quadratic.
+#: Orders with uniform knots by target: piecewise linear, piecewise quadratic.
 ORDERS = {"smooth": (-2.0, -3.0), "kink": (-1.5, -1.5), "rough": (-0.5, -0.5)}
 
 
@@ -144,13 +143,14 @@ def _summary_of_found(rows: Sequence[Row], unit: str) -> list[str]:
     if not found:
         return ["-"] * 7
     exists = existing(rows, unit)
+    tried = {r["learning_rate"] for r in rows if r["phase"] == "tune"}
     errors = [row["rmse"] for row in found]
     knots = np.median([row["solved"] for row in found])
     shown = np.median(errors), knots, min(errors), max(errors)
     return [
         str(found[0]["P"]),
         f"{np.median(exists):.1e}" if exists else "-",
-        f"{found[0]['learning_rate']:g}",
+        rate_label(found[0]["learning_rate"], tried),
         *(f"{value:.1e}" for value in shown),
     ]
 

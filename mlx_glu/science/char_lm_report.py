@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .experiment import Row
-from .figures import label, style
+from .figures import label, rate_label, style
 from .published import tables
 from .statistics import Difference, detectable, difference, holm
 
@@ -26,6 +26,7 @@ class Comparison(NamedTuple):
         rate: its learning rate.
         loss: mean of its test losses.
         found: the paired difference, nats a character.
+        pairs: that it is of.
         p: corrected for all units that are compared; None of controls.
     """
 
@@ -35,11 +36,15 @@ class Comparison(NamedTuple):
     rate: float
     loss: float
     found: Difference
+    pairs: int
     p: float | None
 
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """All units, the controls last; none before there are two pairs."""
+    """All units, the controls last; none before there are two pairs.
+
+    Runs that diverged have no pair; the name says how many are left.
+    """
     baseline = _losses(rows, "compare", BASELINE)
     found = []
     for phase, unit in dict.fromkeys((row["phase"], row["unit"]) for row in rows):
@@ -53,19 +58,25 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
         if len(pairs) < 2:
             continue
         runs, others = zip(*pairs, strict=True)
-        name = {"wide": label(unit) + _FULL_WIDTH, "noise": _NOISE}
-        rate = next(
-            r["learning_rate"] for r in rows if (r["phase"], r["unit"]) == (phase, unit)
+        ran = [r for r in rows if (r["phase"], r["unit"]) == (phase, unit)]
+        name = _name(phase, unit)
+        if len(pairs) < len(ran):
+            name += f" ({len(pairs)} of {len(ran)} seeds)"
+        rate = ran[0]["learning_rate"]
+        mean, result = sum(runs) / len(runs), difference(runs, others)
+        found.append(
+            Comparison(name, unit, phase, rate, mean, result, len(pairs), None)
         )
-        mean = sum(runs) / len(runs)
-        result = difference(runs, others)
-        shown = name.get(phase, label(unit))
-        found.append(Comparison(shown, unit, phase, rate, mean, result, None))
     family = [c for c in found if c.phase == "compare"]
     adjusted = iter(holm([c.found.p for c in family]))
     found = [c._replace(p=next(adjusted)) if c in family else c for c in found]
     order = ("compare", "wide", "noise")
     return sorted(found, key=lambda c: order.index(c.phase))
+
+
+def _name(phase: str, unit: str) -> str:
+    names = {"wide": label(unit) + _FULL_WIDTH, "noise": _NOISE}
+    return names.get(phase, label(unit))
 
 
 def _losses(rows: Sequence[Row], phase: str, unit: str) -> dict[int, float]:
@@ -78,31 +89,39 @@ def _losses(rows: Sequence[Row], phase: str, unit: str) -> dict[int, float]:
 
 
 def summary(rows: Sequence[Row]) -> list[list[str]]:
-    """Losses, nats a character, and differences from ReLU."""
+    """Losses, nats a character, and differences from ReLU.
+
+    Where the best learning rate is the highest or lowest that was tried, it says so: a
+    better one may lie beyond. Units at full width have the rate of the others.
+    """
     head = ["unit", "learning rate", "loss", "minus ReLU", "95% interval"]
     table = [[*head, "bootstrap", "p, Holm", "detectable"]]
     own = _losses(rows, "compare", BASELINE)
+    tried = {row["learning_rate"] for row in rows if row["phase"] == "tune"}
     if own:
         rate = next(r["learning_rate"] for r in rows if r["phase"] == "compare")
         loss = f"{sum(own.values()) / len(own):.4f}"
-        table.append([label(BASELINE), f"{rate:g}", loss, *["-"] * 5])
+        table.append([label(BASELINE), rate_label(rate, tried), loss, *["-"] * 5])
     compared = compare(rows)
     tests = sum(c.p is not None for c in compared) or 1
-    seeds = len(own)
     for c in compared:
         d = c.found
         table.append(
             [
                 c.name,
-                f"{c.rate:g}",
+                rate_label(c.rate, tried),
                 f"{c.loss:.4f}",
                 f"{d.mean:+.4f}",
                 f"{d.low:+.4f} .. {d.high:+.4f}",
                 f"{d.bootstrap_low:+.4f} .. {d.bootstrap_high:+.4f}",
                 "-" if c.p is None else f"{c.p:.3f}",
-                f"{detectable(d.sd, seeds, level=0.05 / tests):.4f}",
+                f"{detectable(d.sd, c.pairs, level=0.05 / tests):.4f}",
             ]
         )
+    shown = {(c.phase, c.unit) for c in compared} | {("compare", BASELINE)}
+    for phase, unit in dict.fromkeys((row["phase"], row["unit"]) for row in rows):
+        if phase in ("compare", "wide") and (phase, unit) not in shown:
+            table.append([_name(phase, unit), "-", "diverged", *["-"] * 5])
     return table
 
 

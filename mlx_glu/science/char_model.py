@@ -203,10 +203,11 @@ def evaluate(model: CharModel, ids: np.ndarray, context: int, batch: int = 32) -
 
 def count_parameters(model: nn.Module) -> int:
     """Numbers that are trained."""
-    return sum(a.size for _, a in _named(model))
+    return sum(a.size for _, a in named_weights(model))
 
 
-def _named(model: nn.Module) -> list[tuple[str, mx.array]]:
+def named_weights(model: nn.Module) -> list[tuple[str, mx.array]]:
+    """What is trained, by its path in the model."""
     return cast(list[tuple[str, mx.array]], tree_flatten(model.trainable_parameters()))
 
 
@@ -217,7 +218,7 @@ def _initialise(model: CharModel, seed: int) -> None:
         scale_preserving(layer.mlp, key=mx.random.key(_number(seed, f"mlp {i}")))
         layer.mlp.down_proj.weight = quiet * layer.mlp.down_proj.weight
     drawn = []
-    for name, weight in _named(model):
+    for name, weight in named_weights(model):
         if ".mlp." in name or weight.ndim != 2:
             continue
         scale = 1.0 if name.startswith("embed") else weight.shape[1] ** -0.5

@@ -44,7 +44,8 @@ def find(path: Path | None) -> Path:
     """The file itself, or Shakespeare's, fetched once into the user's cache.
 
     Raises:
-        ValueError: it cannot be fetched, or is not what it was.
+        FileNotFoundError: it cannot be fetched.
+        ValueError: it is not what it was.
     """
     if path is not None:
         return path
@@ -60,7 +61,7 @@ def _fetch() -> bytes:
         with urllib.request.urlopen(URL, timeout=30) as answer:
             data = bytes(answer.read(1 << 22))
     except (urllib.error.URLError, TimeoutError) as error:
-        raise ValueError(
+        raise FileNotFoundError(
             f"[science] {URL} cannot be fetched: {error}; give a text, --text FILE"
         ) from error
     if hashlib.sha256(data).hexdigest() != _SHA256:

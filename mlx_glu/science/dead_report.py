@@ -23,7 +23,8 @@ _OUTCOMES = {
 def summary(rows: Sequence[Row]) -> list[list[str]]:
     """Mean percent of dead units, and of closed ones, over seeds that did not overflow.
 
-    With what became of the median seed, or "overflow" where all did that.
+    With what became of the median seed, how many did not overflow if some did, or
+    "overflow" where all did.
     """
     rates = sorted({row["learning_rate"] for row in rows})
     table = [["unit", "optimizer", "RMSNorm", *(f"{rate:g}" for rate in rates)]]
@@ -41,7 +42,8 @@ def _told(rows: Sequence[Row]) -> str:
     dead = np.mean([row["dead"] for row in counted])
     closed = np.mean([row["closed"] for row in counted])
     outcome = _outcome(rows).replace("learned", "")
-    return f"{dead:.1f} ({closed:.1f}) {outcome}".rstrip()
+    left = f"{len(counted)} of {len(rows)}" if len(counted) < len(rows) else ""
+    return " ".join(filter(None, (f"{dead:.1f} ({closed:.1f})", outcome, left)))
 
 
 def _outcome(rows: Sequence[Row]) -> str:
@@ -85,7 +87,9 @@ def _draw_unit(axes: Any, groups: dict[Any, list[Row]], key: tuple[Any, ...]) ->
         if counted:
             points.append((rate, np.mean(counted), _outcome(rows)))
     look = style(key[0])
-    axes.plot([p[0] for p in points], [p[1] for p in points], **(look | {"marker": ""}))
+    axes.plot([], [], **look)  # in the legend
+    line = look | {"marker": "", "label": None}
+    axes.plot([p[0] for p in points], [p[1] for p in points], **line)
     for outcome, (_, marker) in _OUTCOMES.items():
         marked = [p[:2] for p in points if p[2] == outcome]
         found = look | {"linestyle": "", "label": None}

@@ -64,7 +64,7 @@ class Settings:
     optimizers: tuple[str, ...] = tuple(_OPTIMIZERS)
     learning_rates: tuple[float, ...] = _RATES
     norms: tuple[bool, ...] = (False, True)
-    seeds: int = 5
+    seeds: int = 3
     blocks: int = 2
     dims: int = 16
     hidden_dims: int = 96

@@ -32,7 +32,7 @@ class Experiment(Generic[S]):
         draw: fills a matplotlib figure from all rows.
         size: of the figure, inches.
         prepare: finds the files that settings need, so that their fields are paths.
-            ValueError where there are none.
+            FileNotFoundError where there are none.
     """
 
     quick: S

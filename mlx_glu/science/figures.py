@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,13 @@ def label(unit: str) -> str:
     return _LABELS.get(unit, unit)
 
 
+def rate_label(rate: float, tried: Iterable[float]) -> str:
+    """A learning rate that was the best; says where none beyond it was tried."""
+    rates = set(tried)
+    edge = {min(rates): ", the lowest", max(rates): ", the highest"}
+    return f"{rate:g}{edge.get(rate, '') if len(rates) > 1 else ''}"
+
+
 def style(unit: str) -> dict[str, Any]:
     """How a unit is drawn in every figure; keywords of matplotlib's ``plot``."""
     color, marker = STYLES.get(unit, ("#888888", "o"))
@@ -71,6 +78,21 @@ def style(unit: str) -> dict[str, Any]:
         "linewidth": 1.4,
         "label": label(unit),
     }
+
+
+def check() -> None:
+    """Whether figures can be drawn, before anything is measured for them.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ValueError(
+            "[science] figures need matplotlib but it is missing; "
+            "pip install 'mlx-glu[plot]' and run again"
+        ) from error
 
 
 def save(experiment: Experiment[Any], rows: Sequence[Row], stem: Path) -> list[Path]:
@@ -93,14 +115,9 @@ def save(experiment: Experiment[Any], rows: Sequence[Row], stem: Path) -> list[P
 def _draw(
     experiment: Experiment[Any], rows: Sequence[Row], ink: str, ground: str
 ) -> bytes:
-    try:
-        matplotlib: Any = importlib.import_module("matplotlib")
-        figures: Any = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise ValueError(
-            "[science] figures need matplotlib but it is missing; "
-            "pip install 'mlx-glu[plot]' and run again: the rows are kept"
-        ) from error
+    check()
+    matplotlib: Any = importlib.import_module("matplotlib")
+    figures: Any = importlib.import_module("matplotlib.figure")
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color")
     settings = dict.fromkeys((*inks, "ytick.color"), ink) | {
         "axes.facecolor": ground,

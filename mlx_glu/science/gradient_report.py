@@ -78,19 +78,20 @@ def _draw_ends(axes: Any, stacks: dict[tuple[str, str], list[Row]], depth: int) 
     units = list(dict.fromkeys(unit for unit, _ in stacks))
     for (unit, regime), rows in stacks.items():
         at = list(REGIMES).index(regime) + 0.8 * (units.index(unit) + 0.5) / len(units)
-        color = style(unit)["color"]
+        color, marker = style(unit)["color"], style(unit)["marker"]
         before, after = (_median(rows, key)[0] for key in ("before", "after"))
         if any(row["fate"] for row in rows):
             continue
         learned = np.median([row["error"] or math.inf for row in rows]) < _LEARNED
         axes.plot([at, at], [before, after], color=color, linewidth=1)
-        axes.plot(at, before, "o", color=color, markerfacecolor="none", markersize=5)
-        axes.plot(at, after, "o" if learned else "x", color=color, markersize=5)
+        axes.plot(at, before, marker, color=color, markerfacecolor="none", markersize=5)
+        axes.plot(at, after, marker if learned else "x", color=color, markersize=5)
     names = [r.label.replace(" and", ",\n") for r in REGIMES.values()]
     axes.set_xticks([k + 0.4 for k in range(len(names))], names)
     axes.set_ylabel("log10 of the gradient,\nfirst layer over last")
     axes.set_title(
-        f"{depth} layers, before (hollow) and after training; cross: did not learn"
+        f"{depth} layers, before (hollow) and after training (full)\n"
+        "cross: did not learn; hollow alone: diverged; none: dies or explodes"
     )
 
 
@@ -101,7 +102,7 @@ def _draw_profiles(axes: Any, stacks: dict[str, list[Row]], regime: str) -> None
             lost.append(label(unit))
             continue
         logs = _median(rows, "before")
-        axes.plot(logs, **(style(unit) | {"marker": ""}))
+        axes.plot(logs, **style(unit), markevery=max(len(logs) // 6, 1))
     if lost:
         text = f"{', '.join(lost)}:\nactivations die or explode"
         axes.text(0.5, 0.04, text, ha="center", fontsize=7, transform=axes.transAxes)

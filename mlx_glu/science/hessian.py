@@ -22,7 +22,8 @@ class Ends(NamedTuple):
 
     Attributes:
         largest: eigenvalue.
-        smallest: eigenvalue; below 0 where the loss curves down in some direction.
+        smallest: eigenvalue, found less well, so too large if anything; below 0 where
+            the loss curves down in some direction.
         residual: bound on the largest one's error, as a share of it.
         products: that were needed.
     """

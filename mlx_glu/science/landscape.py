@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
-from .char_model import CharModel, loss_of
+from .char_model import CharModel, loss_of, named_weights
 
 #: Weights in the order of :attr:`Landscape.names`.
 Point = list[mx.array]
@@ -29,9 +28,7 @@ class Landscape:
 
     def __init__(self, model: CharModel, windows: mx.array) -> None:
         self._model, self._windows = model, windows
-        named = cast(
-            list[tuple[str, mx.array]], tree_flatten(model.trainable_parameters())
-        )
+        named = named_weights(model)
         self.names = [name for name, _ in named]
         self.point: Point = [weight for _, weight in named]
 

@@ -155,7 +155,9 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
     left.set_yscale("log")
     left.set_ylabel("condition number of the NTK (1 is best)")
     left.legend(ncols=3, fontsize=7)
-    left.set_title("Wide blocks of equal parameters")
+    left.set_title(
+        "Blocks of equal parameters, at the start\n(median and quartiles of seeds)"
+    )
     cosine = np.linspace(-1, 1, 201)
     for unit, curve in (("relu", relu_kernel), ("reglu", reglu_kernel)):
         right.plot(cosine, curve(cosine), **(style(unit) | {"marker": ""}))

@@ -39,8 +39,9 @@ class RowFile:
     def _read(self) -> None:
         text = self.path.read_text("utf-8")
         lines = text.splitlines()
-        if text and not text.endswith("\n"):
-            lines.pop()  # cut off while it was written
+        is_cut = bool(text) and not text.endswith("\n")
+        if is_cut:
+            lines.pop()  # while it was written
         try:
             head, *rows = [json.loads(line) for line in lines] or [{}]
             own = {key: head.get(key) for key in self.header}
@@ -53,8 +54,10 @@ class RowFile:
                 f"[science] {self.path} has rows of {own}, not of {self.header}; "
                 "move it away, or write to another --out"
             )
-        self.rows = rows
         self._machine = head["machine"]
+        self.rows = rows
+        if is_cut:
+            self._write(rows)  # else the next row would go on in that line
 
     @property
     def machine(self) -> dict[str, Any]:

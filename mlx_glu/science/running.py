@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ def run(
         missing = [cell for cell in cells if not file.has(cell)]
         done = len(cells) - len(missing)
         yield done, len(cells)
-        for row in _measured(name, experiment, settings, missing, workers):
-            file.append(row)
-            done += 1
-            yield done, len(cells)
+        measured = _measured(name, experiment, settings, missing, workers)
+        with closing(measured):  # ends its processes, whatever happens here
+            for row in measured:
+                file.append(row)
+                done += 1
+                yield done, len(cells)
     file.sort(cells)
 
 
@@ -60,22 +63,30 @@ def _measured(
     settings: Any,
     cells: Sequence[Cell],
     workers: int,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     workers = min(workers, len(cells))
     if workers <= 1:
         for cell in cells:
             yield _row(experiment, settings, cell)
         return
-    with (
-        _one_thread(),
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-    ):
-        waiting = [pool.submit(_in_worker, name, settings, cell) for cell in cells]
+    spawn = get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_ignore_interrupts)
+    with _one_thread(), pool:
         try:
+            waiting = [pool.submit(_in_worker, name, settings, cell) for cell in cells]
             for future in as_completed(waiting):
                 yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            # Cells under way take minutes, and nobody would write their rows. Without
+            # processes the pool gives up those that wait, too.
+            for process in active_children():
+                process.terminate()
+            raise
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _in_worker(name: str, settings: Any, cell: Cell) -> Row:

@@ -55,7 +55,7 @@ class Settings:
     windows: int = 16
     units: tuple[str, ...] = _UNITS
     learning_rates: tuple[float, ...] = (1e-3, 4e-3, 1.6e-2)
-    seeds: int = 5
+    seeds: int = 3
     probes: int = 20
     examples: tuple[str, ...] = ("relu", "swiglu")
     example_rate: float = 4e-3

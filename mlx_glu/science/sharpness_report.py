@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .experiment import Row
-from .figures import label, style
+from .figures import label, rate_label, style
 from .statistics import difference, holm
 
 #: Every other unit is compared with it.
@@ -17,7 +17,7 @@ BASELINE = "relu"
 
 
 def summary(rows: Sequence[Row]) -> list[list[str]]:
-    """Largest eigenvalues, medians of all seeds; then of the examples, rescaled.
+    """Largest eigenvalues: medians of the seeds that did not diverge.
 
     Ratios to ReLU are geometric means over seeds at the rate of the examples, with
     95% t intervals and p values that Holm's correction raised.
@@ -47,7 +47,7 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
                 f"{p_values[unit]:.3f}" if unit in found else "-",
                 _median(rows, unit, fixed, "trace"),
                 _median(rows, unit, fixed, "loss"),
-                f"{best:g}",
+                rate_label(best, filter(None, rates)),
                 _median(rows, unit, best, "largest"),
             ]
         )
@@ -89,8 +89,12 @@ def _values(rows: Sequence[Row], unit: str, rate: float, key: str) -> list[Any]:
 
 
 def _median(rows: Sequence[Row], unit: str, rate: float, key: str) -> str:
-    values = [v for v in _values(rows, unit, rate, key) if v is not None]
-    return f"{np.median(values):.3g}" if values else "diverged"
+    values = _values(rows, unit, rate, key)
+    known = [v for v in values if v is not None]
+    if not known:
+        return "diverged"
+    left = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    return f"{np.median(known):.3g}{left}"
 
 
 def _units(rows: Sequence[Row]) -> list[str]:
@@ -153,7 +157,7 @@ def _draw_rates(axes: Any, rows: Sequence[Row]) -> None:
         medians = [np.median(found) if found else math.nan for found in known]
         axes.plot(rates, medians, **style(unit))
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
     axes.set_xlabel("learning rate")

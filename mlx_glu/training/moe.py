@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from ..experts import SwitchGLU, mix
 from ..layers import GatedMLP, RMSNorm
+from ..lean import plus
 from ..linear_layers import project
 from ..variants import Variant
 from .router import Router, RouterKind, Routing
@@ -95,6 +96,9 @@ class MoE(nn.Module):
 
         Returns:
             [..., K] array of the dtype of ``x``.
+
+        Raises:
+            ValueError: ``residual`` has another shape or dtype than the result.
         """
         return self.with_routing(x, norm=norm, residual=residual)[0]
 
@@ -111,7 +115,7 @@ class MoE(nn.Module):
         y = mix(self.switch_mlp(x, routing.indices), routing.weights)
         if "shared_expert" in self:
             y = y + self._shared(x)
-        return (y if residual is None else residual + y), routing
+        return plus(residual, y), routing
 
     def _shared(self, x: mx.array) -> mx.array:
         y: mx.array = self.shared_expert(x)

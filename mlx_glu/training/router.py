@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from ..experts import largest, route
 from ..reference import linear
+from .fixed import fix
 
 RouterKind = Literal["softmax", "sigmoid"]
 
@@ -38,9 +39,8 @@ class Router(nn.Module):
     A "softmax" router weighs them by their probabilities. A "sigmoid" router weighs
     them by :math:`\sigma` of their logits, but chooses by that plus
     ``e_score_correction_bias`` [E], which starts at 0 and is set by :meth:`balance`.
-    It has no gradient and is frozen; keep it float32, and freeze it again after
-    ``unfreeze()`` of a model whose optimizer decays weights. ``nn.quantize`` leaves a
-    router alone: fewer bits choose other experts.
+    It has no gradient and stays frozen, also in a model that is unfrozen; keep it
+    float32. ``nn.quantize`` leaves a router alone: fewer bits choose other experts.
 
     Args:
         dims: K, size of the input.
@@ -80,7 +80,7 @@ class Router(nn.Module):
         self.weight = mx.random.uniform(-scale, scale, (num_experts, dims))
         if kind == "sigmoid":
             self.e_score_correction_bias = mx.zeros((num_experts,))
-            self.freeze(keys=["e_score_correction_bias"])
+            fix(self, "e_score_correction_bias")
         self.kind, self.top_k, self.renormalise = kind, top_k, renormalise
         self.routed_scaling_factor = routed_scaling_factor
 

@@ -14,7 +14,9 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..checks import check_dtype
 from ..layers import GatedMLP, RMSNorm
+from ..lean import plus
 from ..linear_layers import project
 from ..quantization import dtype_name
 from ..reference import PHI, PSI
@@ -101,18 +103,18 @@ class MLP(nn.Module):
             [..., K] array of the dtype of ``x``.
 
         Raises:
-            ValueError: ``residual`` or an adapter's result has another dtype.
+            ValueError: ``residual`` or an adapter's result has another dtype, or
+                ``residual`` another shape.
         """
+        check_dtype("MLP", "x", x)
         h = self.act_fn(project(self.up_proj, x if norm is None else norm(x)))
         y = project(self.down_proj, h)
-        y = y if residual is None else residual + y
         if y.dtype != x.dtype:
             raise ValueError(
-                "[MLP] layers and residual have the dtype of x, "
-                f"{dtype_name(x.dtype)}, but the result is {dtype_name(y.dtype)}; "
-                "cast them"
+                f"[MLP] layers give the dtype of x, {dtype_name(x.dtype)}, but the "
+                f"result is {dtype_name(y.dtype)}; cast their weights"
             )
-        return y
+        return plus(residual, y)
 
     def _extra_repr(self) -> str:
         return f"activation={self.activation.name}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..tracing import is_shapeless
+from .fixed import fix
 
 
 class XIELU(nn.Module):
@@ -19,7 +20,8 @@ class XIELU(nn.Module):
 
     with :math:`\alpha_p = \mathrm{softplus}(a_p)` and :math:`\alpha_n = \beta +
     \mathrm{softplus}(a_n)`. Names and shapes are those of Apertus: ``alpha_p`` [1]
-    is :math:`a_p`, ``alpha_n`` [1] is :math:`a_n`; ``beta`` and ``eps`` are fixed.
+    is :math:`a_p`, ``alpha_n`` [1] is :math:`a_n`; ``beta`` and ``eps`` are fixed,
+    also in a model that is unfrozen.
 
     Source: Huang and Schlag 2024, arXiv:2411.13010; initial values and the bound
     ``eps`` of the exponent from transformers, XIELUActivation.
@@ -32,7 +34,7 @@ class XIELU(nn.Module):
         self.alpha_n = mx.array([math.log(math.expm1(0.8 - beta))])
         self.beta = mx.array(beta)
         self.eps = mx.array(-1e-6)
-        self.freeze(keys=["beta", "eps"])
+        fix(self, "beta", "eps")
 
     def __call__(self, x: mx.array) -> mx.array:
         """Apply it to ``x`` [...]; the dtype stays."""
@@ -40,16 +42,11 @@ class XIELU(nn.Module):
             self[name].astype(mx.float32)
             for name in ("alpha_p", "alpha_n", "beta", "eps")
         )
+        beta, eps = mx.stop_gradient(beta), mx.stop_gradient(eps)
         zero = mx.array(0.0)
         alphas = mx.logaddexp(a_p, zero), beta + mx.logaddexp(a_n, zero)
         run = _xielu if is_shapeless() else _lean_xielu
         return cast(mx.array, run(x, *alphas, beta, eps))
-
-    def unfreeze(self, *args: Any, **kwargs: Any) -> XIELU:
-        """As of any module, but ``beta`` and ``eps`` stay fixed."""
-        super().unfreeze(*args, **kwargs)
-        self.freeze(keys=["beta", "eps"])
-        return self
 
 
 def _xielu(
