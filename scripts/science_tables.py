@@ -1,6 +1,7 @@
 """The tables of docs/science.md, from the rows in docs/science.
 
-Each stands between <!-- NAME --> and <!-- /NAME -->, where NAME is an experiment's.
+Each stands between <!-- NAME --> and <!-- /NAME -->, where NAME is an experiment's, or
+that of a table of mlx_glu/science/published.json.
 
     .venv/bin/python scripts/science_tables.py [--write]
 """
@@ -13,6 +14,8 @@ import re
 from pathlib import Path
 
 from mlx_glu.science.experiment import EXPERIMENTS  # before MLX: it brings the BLAS
+from mlx_glu.science.figures import label
+from mlx_glu.science.published import tables
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "science.md"
@@ -29,7 +32,7 @@ def main() -> None:
     if args.write:
         PAGE.write_text(text, "utf-8")
     else:
-        print(*(table(name) for name in EXPERIMENTS), sep="\n\n")
+        print(*(table(name) for name in (*EXPERIMENTS, *tables())), sep="\n\n")
 
 
 def filled(page: str) -> str:
@@ -39,15 +42,23 @@ def filled(page: str) -> str:
         name = found[1]
         return f"<!-- {name} -->\n{table(name)}\n<!-- /{name} -->"
 
-    names = "|".join(EXPERIMENTS)
+    names = "|".join((*EXPERIMENTS, *tables()))
     return re.sub(rf"<!-- ({names}) -->.*?<!-- /\1 -->", block, page, flags=re.S)
 
 
 def table(name: str) -> str:
-    """What the command prints below the rows, as Markdown."""
-    lines = (ROWS / f"{name}.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines[1:]]
-    head, *body = EXPERIMENTS[name].load().summary(rows)
+    """As Markdown: what a paper reports, or what the command prints below the rows."""
+    if name in tables():
+        paper = tables()[name]
+        head = [name.capitalize(), *(c.replace("_", " ") for c in paper.columns)]
+        body = [
+            [label(unit), *("" if x is None else f"{x:g}" for x in numbers)]
+            for unit, numbers in paper.rows.items()
+        ]
+    else:
+        lines = (ROWS / f"{name}.jsonl").read_text("utf-8").splitlines()
+        rows = [json.loads(line) for line in lines[1:]]
+        head, *body = EXPERIMENTS[name].load().summary(rows)
     rule = ["---", *["--:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
 

@@ -208,7 +208,7 @@ def _draw_orders(axis: Any, rows: Sequence[Row], target: str) -> None:
     axis.minorticks_off()
     axis.set_xlabel("parameters P")
     axis.set_title(f"Exists, {target} targets: uniform knots")
-    axis.legend()
+    axis.legend(loc="lower left")
 
 
 def _draw_found(axis: Any, rows: Sequence[Row]) -> None:
@@ -231,7 +231,7 @@ def _draw_found(axis: Any, rows: Sequence[Row]) -> None:
             axis.plot(x, errors, mark, label=name if i == 0 else None, **own, ms=4)
     axis.set_xticks(range(len(units)), map(label, units))
     axis.set_title(f"Found, smooth targets: P = {reported(rows, units[0])[0]['P']}")
-    axis.legend()
+    axis.legend(loc="lower left")
 
 
 EXPERIMENT = Experiment(
