@@ -3,8 +3,8 @@
 A block of ReLU is piecewise linear, one of ReGLU piecewise quadratic, so on a smooth
 function a ReGLU block of P parameters can err by P^-3 where ReLU errs by P^-2 (Queiruga
 2026, arXiv:2602.14495, abstract). Least squares over uniform knots shows what exists at
-least; beside ReGLU stand ReLU squared, quadratic without a gate, and Bilinear, which has
-a product and no knots. Adam from random weights shows what is found.
+least; beside ReGLU stand ReLU squared, quadratic without a gate, and Bilinear, which
+has a product and no knots. Adam from random weights shows what is found.
 """
 
 from __future__ import annotations
