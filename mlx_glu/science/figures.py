@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,5 +141,11 @@ def _draw(
         experiment.draw(figure, rows)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
-    # matplotlib ends lines with a space.
-    return b"\n".join(line.rstrip() for line in file.getvalue().splitlines()) + b"\n"
+    # Places to a hundredth of a point; matplotlib writes six digits, and a space at the
+    # end of lines.
+    svg = re.sub(
+        rb' (?:d|x|y)="[^"]*"',
+        lambda found: re.sub(rb"(\.\d\d)\d+", rb"\1", found[0]),
+        file.getvalue(),
+    )
+    return b"\n".join(line.rstrip() for line in svg.splitlines()) + b"\n"
