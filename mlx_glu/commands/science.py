@@ -60,7 +60,7 @@ def _list(args: argparse.Namespace) -> None:
     from ..science.experiment import EXPERIMENTS
     from ..tables import aligned
 
-    rows = [("name", "the claim", "--full takes")]
+    rows = [("name", "the claim", "--full, 2 cores")]
     rows += [(name, e.claim, e.cost) for name, e in EXPERIMENTS.items()]
     print(*aligned(rows), sep="\n")
 

@@ -52,7 +52,7 @@ class Entry(NamedTuple):
     Attributes:
         module: in this folder; has ``EXPERIMENT``.
         claim: what it puts to the test.
-        cost: of ``--full``, measured or estimated, on which machine.
+        cost: of ``--full`` on two busy cores, from the seconds in the published rows.
     """
 
     module: str
@@ -67,23 +67,17 @@ class Entry(NamedTuple):
 
 EXPERIMENTS = {
     "gradient-flow": Entry(
-        "gradient_flow", "Gates keep gradients alive, however deep.", "10 min, 2 cores"
+        "gradient_flow", "Gates keep gradients alive, however deep.", "40 min"
     ),
-    "dead-units": Entry(
-        "dead_units", "Gated units do not die as ReLU's do.", "15 min, 2 cores"
-    ),
-    "ntk": Entry("ntk", "Gating makes learning better conditioned.", "2 min"),
+    "dead-units": Entry("dead_units", "Gated units do not die as ReLU's do.", "10 min"),
+    "ntk": Entry("ntk", "Gating makes learning better conditioned.", "3 min"),
     "approximation": Entry(
         "approximation",
         "Products express more with as many parameters.",
-        "8 min, 2 cores",
+        "25 min",
     ),
-    "sharpness": Entry(
-        "sharpness", "Gating makes the loss smoother.", "25 min, 2 cores"
-    ),
-    "char-lm": Entry(
-        "char_lm", "At equal parameters gated units learn more.", "2 h, 2 cores"
-    ),
+    "sharpness": Entry("sharpness", "Gating makes the loss smoother.", "10 min"),
+    "char-lm": Entry("char_lm", "At equal parameters gated units learn more.", "2 h"),
     "activations": Entry(
         "activations", "A gate is a toll booth between 0 and 1.", "20 min"
     ),
