@@ -8,20 +8,22 @@ from typing import Any
 
 HELP = "run the experiments about gating"
 DESCRIPTION = """\
-Put a claim about gated units to the test. Results are JSON lines, a row as soon as it
-is known: an interrupted run goes on where it was, and a finished one only draws its
-figure anew.
+Put a claim about gated units to the test. Results are JSON lines, a row as soon
+as it is known: an interrupted run goes on where it was, and a finished one only
+draws its figure anew. docs/science.md tells what came out.
 
   mlx-glu science list
-  mlx-glu science run ntk                  # seconds: does it run here?
-  mlx-glu science run ntk --full           # the published numbers
+  mlx-glu science run ntk            # seconds: does it run here?
+  mlx-glu science run ntk --full     # the published numbers
   mlx-glu science run all --full --out results
 """
 
 
 def add_args(parser: argparse.ArgumentParser) -> None:
     """The actions and their flags."""
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(
+        title="actions", metavar="ACTION", required=True, help="what to do"
+    )
     listing = actions.add_parser("list", help="what can be run, and what it asks")
     listing.set_defaults(run=_list)
     running = actions.add_parser("run", help="run some of it")
