@@ -57,7 +57,7 @@ def glu_mul(gate: mx.array, up: mx.array, variant: Variant) -> mx.array:
     """
     params = dict(variant.params)
     phi, psi = PHI[variant.phi][0], PSI[variant.psi][0]
-    y = phi(_widen(gate), params) * psi(_widen(up), params)
+    y = phi(widen(gate), params) * psi(widen(up), params)
     return y.astype(gate.dtype)
 
 
@@ -79,7 +79,7 @@ def glu_mul_vjp(
         Gradients by ``gate`` and ``up``, of their dtypes.
     """
     params = dict(variant.params)
-    g, u, d = _widen(gate), _widen(up), _widen(cotangent)
+    g, u, d = widen(gate), widen(up), widen(cotangent)
     phi, dphi = PHI[variant.phi]
     psi, dpsi = PSI[variant.psi]
     d_phi = d * psi(u, params)
@@ -132,7 +132,8 @@ def down_linear(
     return y if residual is None else residual + y
 
 
-def _widen(a: mx.array) -> mx.array:
+def widen(a: mx.array) -> mx.array:
+    """16-bit arrays as float32, others as they are."""
     return a.astype(mx.float32) if a.dtype.size < 4 else a
 
 

@@ -16,7 +16,7 @@ from test_ops import slope_of_peak_memory
 
 from mlx_glu.layers import GatedMLP, RMSNorm
 from mlx_glu.proof.oracle import rms_norm64
-from mlx_glu.training.ungated import ACTIVATIONS, MLP, feed_forward
+from mlx_glu.training.ungated import ACTIVATIONS, MLP, feed_forward, matched_width
 from mlx_glu.training.xielu import XIELU
 from mlx_glu.variants import VARIANTS
 
@@ -254,3 +254,11 @@ def test_errors():
     mlp.down_proj = lambda h: h.astype(mx.float32) @ mx.ones((N, K))
     with pytest.raises(ValueError, match=r"give the dtype of x, float16, but"):
         mlp(half)
+
+
+def test_matched_width_is_of_equal_parameters():
+    """Three matrices at two thirds; what is no whole number is refused."""
+    assert matched_width("relu", 192) == 192
+    assert matched_width("swiglu", 192) == 128
+    with pytest.raises(ValueError, match="two thirds are whole"):
+        matched_width("swiglu", 100)

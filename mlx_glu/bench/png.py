@@ -14,15 +14,18 @@ from .charts import COLORS, Chart, scaled, y_range, y_ticks
 _SIZE = 6.4, 3.8
 
 
-def check() -> None:
+def check(what: str = "--plot") -> None:
     """Whether matplotlib is there.
+
+    Args:
+        what: needs it.
 
     Raises:
         ValueError: it is not; the message says how to get it.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
-            "--plot needs matplotlib, which is not installed; pip install "
+            f"{what} needs matplotlib, which is not installed; pip install "
             "'mlx-glu[plot]'"
         )
 

@@ -68,7 +68,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ..science import figures
+    from ..bench import png
     from ..science.experiment import EXPERIMENTS, find
 
     names = list(EXPERIMENTS) if "all" in args.names else args.names
@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace) -> None:
                 raise
             print(f"note: without {name}: {error}", file=sys.stderr)
     # Whatever can fail does so before hours are spent.
-    figures.check()
+    png.check("science run")
     files = {name: _open(args, name, settings) for name, settings in chosen.items()}
     for name, settings in chosen.items():
         _run_one(args, name, settings, files[name])
@@ -130,8 +130,9 @@ def _run_one(args: argparse.Namespace, name: str, settings: Any, file: Any) -> N
         for done, total in run(name, settings, file, workers=workers):
             bar.total, bar.n = total, done
             bar.refresh()
-    experiment = find(name).load()
-    print(f"{name}: {find(name).claim}")
+    entry = find(name)
+    experiment = entry.load()
+    print(f"{name}: {entry.claim}")
     table = experiment.summary(file.rows)
     print(*aligned(table, right=range(1, len(table[0]))), sep="\n")
     if not args.full:

@@ -27,6 +27,7 @@ from .splines import (
     solved,
     train,
 )
+from .statistics import least
 
 #: Orders with uniform knots by target: piecewise linear, piecewise quadratic.
 ORDERS = {"smooth": (-2.0, -3.0), "kink": (-1.5, -1.5), "rough": (-0.5, -0.5)}
@@ -87,11 +88,8 @@ def then(settings: Settings, rows: Sequence[Row]) -> list[Cell]:
 
 def best_rate(rows: Sequence[Row], unit: str) -> float:
     """The learning rate of the least median error."""
-    errors: dict[float, list[float]] = {}
-    for row in rows:
-        if row["phase"] == "tune" and row["unit"] == unit:
-            errors.setdefault(row["learning_rate"], []).append(row["rmse"])
-    return min(errors, key=lambda rate: float(np.median(errors[rate])))
+    tuned = [row for row in rows if row["phase"] == "tune" and row["unit"] == unit]
+    return least((row["learning_rate"], row["rmse"]) for row in tuned)
 
 
 def measure(settings: Settings, cell: Cell) -> dict[str, Any]:

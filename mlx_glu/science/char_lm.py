@@ -9,11 +9,14 @@ ReLU with other seeds, and gated units of full width, which cost half more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..evaluation.windows import SAMPLE
+from ..training.ungated import matched_width
 from . import char_lm_report, corpus
 from .char_lm_report import BASELINE
 from .char_model import (
@@ -22,10 +25,10 @@ from .char_model import (
     Shape,
     count_parameters,
     evaluate,
-    matched_width,
     train,
 )
 from .experiment import Cell, Experiment, Row
+from .statistics import least
 
 _UNGATED = ("relu", "gelu", "silu", "relu2")
 _GATED = ("glu", "bilinear", "reglu", "geglu", "swiglu")
@@ -94,16 +97,17 @@ def best_rate(rows: Sequence[Row], unit: str) -> float:
     Raises:
         ValueError: none trained.
     """
-    losses: dict[float, list[float]] = {}
-    for row in rows:
-        if row["phase"] == "tune" and row["unit"] == unit:
-            loss = float("inf") if row["tune_loss"] is None else row["tune_loss"]
-            losses.setdefault(row["learning_rate"], []).append(loss)
-    best = min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
-    if float("inf") in losses[best]:
+    tried = [
+        (row["learning_rate"], row["tune_loss"])
+        for row in rows
+        if row["phase"] == "tune" and row["unit"] == unit
+    ]
+    best = least(tried, np.mean)
+    if (best, None) in tried:
         raise ValueError(
-            f"[science] {unit} trains with a learning rate of {min(losses)} or more "
-            "but its loss was never finite; take lower rates"
+            f"[science] {unit} trains with a learning rate of "
+            f"{min(rate for rate, _ in tried)} or more but its loss was never finite; "
+            "take lower rates"
         )
     return best
 
@@ -113,7 +117,8 @@ def measure(settings: Settings, cell: Cell) -> dict[str, Any]:
     assert settings.text is not None
     text, shape, unit = corpus.read(settings.text), settings.shape, cell["unit"]
     wide = cell["phase"] == "wide"
-    hidden_dims = 4 * shape.dims if wide else matched_width(unit, shape.dims)
+    full = 4 * shape.dims
+    hidden_dims = full if wide else matched_width(unit, full)
     model = CharModel(
         len(text.characters), shape, unit, hidden_dims=hidden_dims, seed=cell["seed"]
     )
@@ -129,11 +134,6 @@ def measure(settings: Settings, cell: Cell) -> dict[str, Any]:
         "tune_loss": evaluate(model, text.tune, shape.context),
         "test_loss": evaluate(model, text.test, shape.context),
     }
-
-
-def prepare(settings: Settings) -> Settings:
-    """With a text."""
-    return replace(settings, text=corpus.find(settings.text))
 
 
 FULL = Settings()
@@ -154,7 +154,7 @@ EXPERIMENT = Experiment(
     cells=cells,
     then=then,
     measure=measure,
-    prepare=prepare,
+    prepare=corpus.prepare,
     summary=char_lm_report.summary,
     draw=char_lm_report.draw,
     size=(11, 4.2),

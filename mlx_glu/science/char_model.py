@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..layers import RMSNorm
 from ..training.attention import CausalSelfAttention
 from ..training.gains import scale_preserving
-from ..training.ungated import ACTIVATIONS, feed_forward
+from ..training.ungated import feed_forward, matched_width
 from .corpus import Corpus
 
 
@@ -83,9 +83,10 @@ class CharModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        N = matched_width(unit, shape.dims) if hidden_dims is None else hidden_dims
+        if hidden_dims is None:
+            hidden_dims = matched_width(unit, 4 * shape.dims)
         self.embed = nn.Embedding(characters, shape.dims)
-        self.layers = [_Layer(shape, unit, N) for _ in range(shape.layers)]
+        self.layers = [_Layer(shape, unit, hidden_dims) for _ in range(shape.layers)]
         self.norm = RMSNorm(shape.dims)
         self.head = nn.Linear(shape.dims, characters, bias=False)
         _initialise(self, seed)
@@ -111,26 +112,18 @@ class _Layer(nn.Module):
         return self.mlp(x, norm=self.mlp_norm, residual=x)
 
 
-def matched_width(unit: str, dims: int) -> int:
-    """N at which every unit has the parameters of 4 K ungated.
-
-    Raises:
-        ValueError: two thirds of it are no whole number.
-    """
-    if unit in ACTIVATIONS:
-        return 4 * dims
-    if dims % 3:
-        raise ValueError(
-            f"[science] dims is a multiple of 3, so that 8/3 dims are whole, but is "
-            f"{dims}; take {dims - dims % 3}"
-        )
-    return 8 * dims // 3
-
-
 def loss_of(model: CharModel, windows: mx.array) -> mx.array:
     """Mean loss, nats a character, of ``windows`` [B, L + 1] of characters."""
-    losses = nn.losses.cross_entropy(model(windows[:, :-1]), windows[:, 1:])
-    return mx.mean(losses)
+    return mx.mean(_losses(model, windows))
+
+
+def _losses(model: CharModel, windows: mx.array) -> mx.array:
+    return nn.losses.cross_entropy(model(windows[:, :-1]), windows[:, 1:])
+
+
+def windows_at(ids: np.ndarray, starts: np.ndarray, context: int) -> mx.array:
+    """The ``context + 1`` characters from each start on, [n, context + 1]."""
+    return mx.array(ids[starts[:, None] + np.arange(context + 1)])
 
 
 def batches(
@@ -138,10 +131,9 @@ def batches(
 ) -> Iterator[mx.array]:
     """Windows [batch, context + 1] of each step, the same for every unit."""
     rng = np.random.default_rng([seed, 1])
-    reach = np.arange(context + 1)
     for _ in range(recipe.steps):
         starts = rng.integers(0, len(corpus.train) - context, recipe.batch)
-        yield mx.array(corpus.train[starts[:, None] + reach])
+        yield windows_at(corpus.train, starts, context)
 
 
 def train(
@@ -191,12 +183,10 @@ def evaluate(model: CharModel, ids: np.ndarray, context: int, batch: int = 32) -
         batch: windows at once.
     """
     count = (len(ids) - 1) // context
-    starts = context * np.arange(count)
-    windows = ids[starts[:, None] + np.arange(context + 1)]
+    windows = windows_at(ids, context * np.arange(count), context)
     total = 0.0
     for i in range(0, count, batch):
-        part = mx.array(windows[i : i + batch])
-        losses = nn.losses.cross_entropy(model(part[:, :-1]), part[:, 1:])
+        losses = _losses(model, windows[i : i + batch])
         total += float(np.array(losses).sum(dtype=np.float64))
     return total / (count * context)
 

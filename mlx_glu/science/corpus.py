@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from .. import user_cache
 from ..bench.report import write
 from ..evaluation.windows import read_text
+from .experiment import S
 
 #: Works of Shakespeare, 1.1 MB; the text is in the public domain.
 URL = (
@@ -54,6 +56,12 @@ def find(path: Path | None) -> Path:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write(kept, _fetch())
     return kept
+
+
+def prepare(settings: S) -> S:
+    """Settings whose ``text`` is a file; as `find`."""
+    given: Any = settings
+    return cast(S, replace(given, text=find(given.text)))
 
 
 def _fetch() -> bytes:

@@ -24,7 +24,7 @@ from mlx.optimizers import SGD, AdamW
 
 from ..layers import GatedMLP, RMSNorm
 from ..training.gains import scale_preserving
-from ..training.ungated import ACTIVATIONS, feed_forward
+from ..training.ungated import feed_forward, matched_width
 from .dead_report import draw, summary
 from .experiment import Cell, Experiment
 from .fitting import Task, error, sinusoids, train
@@ -78,9 +78,7 @@ class Network(nn.Module):
 
     def __init__(self, settings: Settings, unit: str, *, norm: bool) -> None:
         super().__init__()
-        K, N = settings.dims, settings.hidden_dims
-        if unit not in ACTIVATIONS:
-            N = 2 * N // 3
+        K, N = settings.dims, matched_width(unit, settings.hidden_dims)
         self.unit = unit
         self.blocks = [
             scale_preserving(feed_forward(unit, K, N, bias=True))

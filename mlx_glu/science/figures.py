@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bench import png
 from ..bench.report import write
 from ..training.ungated import ACTIVATIONS
 from .experiment import Experiment, Row
@@ -81,21 +82,6 @@ def style(unit: str) -> dict[str, Any]:
     }
 
 
-def check() -> None:
-    """Whether figures can be drawn, before anything is measured for them.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise ValueError(
-            "[science] figures need matplotlib but it is missing; "
-            "pip install 'mlx-glu[plot]' and run again"
-        ) from error
-
-
 def save(experiment: Experiment[Any], rows: Sequence[Row], stem: Path) -> list[Path]:
     """Draw ``STEM.svg`` and ``STEM-dark.svg``.
 
@@ -105,6 +91,7 @@ def save(experiment: Experiment[Any], rows: Sequence[Row], stem: Path) -> list[P
     Raises:
         ValueError: matplotlib is not installed.
     """
+    png.check("a figure")
     paths = []
     for suffix, (ink, ground) in _THEMES.items():
         path = stem.with_name(f"{stem.name}{suffix}.svg")
@@ -116,7 +103,6 @@ def save(experiment: Experiment[Any], rows: Sequence[Row], stem: Path) -> list[P
 def _draw(
     experiment: Experiment[Any], rows: Sequence[Row], ink: str, ground: str
 ) -> bytes:
-    check()
     matplotlib: Any = importlib.import_module("matplotlib")
     figures: Any = importlib.import_module("matplotlib.figure")
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color")

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..training.ungated import ACTIVATIONS, feed_forward
+from ..training.ungated import feed_forward, matched_width
 from .experiment import Cell, Experiment, Row
 from .figures import label, style
 
@@ -52,9 +52,7 @@ def cells(settings: Settings) -> list[Cell]:
 def measure(settings: Settings, cell: Cell) -> dict[str, Any]:
     """Condition number, and largest and smallest eigenvalue over their mean."""
     x = _inputs(cell["K"], cell["n"], cell["seed"])
-    N = settings.hidden_dims
-    if cell["unit"] not in ACTIVATIONS:
-        N = 2 * N // 3
+    N = matched_width(cell["unit"], settings.hidden_dims)
     eigenvalues = np.linalg.eigvalsh(kernel(cell["unit"], x, N, cell["seed"]))
     mean = eigenvalues.mean()
     return {

@@ -11,7 +11,7 @@ arXiv:1703.04933), which is shown by rescaling.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..evaluation.windows import SAMPLE
 from . import corpus, sharpness_report
-from .char_model import CharModel, Recipe, Shape, train
+from .char_model import CharModel, Recipe, Shape, train, windows_at
 from .corpus import Corpus
 from .experiment import Cell, Experiment
 from .hessian import ends, hessian_product, trace
@@ -112,12 +112,7 @@ def _example(settings: Settings, land: Landscape) -> dict[str, Any]:
 
 def _windows(text: Corpus, context: int, count: int) -> mx.array:
     starts = np.random.default_rng(0).integers(0, len(text.train) - context, count)
-    return mx.array(text.train[starts[:, None] + np.arange(context + 1)])
-
-
-def prepare(settings: Settings) -> Settings:
-    """With a text."""
-    return replace(settings, text=corpus.find(settings.text))
+    return windows_at(text.train, starts, context)
 
 
 EXPERIMENT = Experiment(
@@ -136,7 +131,7 @@ EXPERIMENT = Experiment(
     full=Settings(),
     cells=cells,
     measure=measure,
-    prepare=prepare,
+    prepare=corpus.prepare,
     summary=sharpness_report.summary,
     draw=sharpness_report.draw,
     size=(10, 6),

@@ -10,7 +10,7 @@ import numpy as np
 
 from .experiment import Row
 from .figures import label, rate_label, style
-from .statistics import difference, holm
+from .statistics import difference, holm, least
 
 #: Every other unit is compared with it.
 BASELINE = "relu"
@@ -56,12 +56,12 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
 
 def best_rate(rows: Sequence[Row], unit: str) -> float:
     """The learning rate of the least median loss; of those that diverged, none."""
-    losses = {
-        rate: [math.inf if v is None else v for v in _values(rows, unit, rate, "loss")]
+    return least(
+        (rate, loss)
         for rate in _rates(rows)
         if rate
-    }
-    return min(losses, key=lambda rate: float(np.median(losses[rate])))
+        for loss in _values(rows, unit, rate, "loss")
+    )
 
 
 def _log_ratios(

@@ -9,9 +9,9 @@ small samples and covers 91% (tests/test_science_statistics.py measures these sh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,6 +78,24 @@ def difference(
         p = 0.0 if mean else 1.0
     bounds = mean - width, mean + width, float(low), float(high)
     return Difference(mean, sd, *bounds, p)
+
+
+def least(
+    found: Iterable[tuple[float, float | None]],
+    average: Callable[[list[float]], Any] = np.median,
+) -> float:
+    """The setting whose results are least on average, such as a learning rate.
+
+    Args:
+        found: pairs of a setting and one result of it, None for one that diverged,
+            which is larger than any.
+        average: of the results of one setting.
+    """
+    results: dict[float, list[float]] = {}
+    for setting, result in found:
+        own = results.setdefault(setting, [])
+        own.append(math.inf if result is None else result)
+    return min(results, key=lambda setting: float(average(results[setting])))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -22,10 +22,6 @@ from .ungated import ACTIVATIONS, MLP
 
 FFN = TypeVar("FFN", bound=GatedMLP | MLP)
 
-#: Nodes of the trapezoid rule, exact in float32; the density ends at 1e-32.
-_NODES = np.arange(-12 * 1024, 12 * 1024 + 1) / 1024
-_DENSITY = np.exp(-(_NODES**2) / 2) / math.sqrt(2 * math.pi) / 1024
-
 
 def gain(unit: str | Variant) -> float:
     r"""What a unit's output is multiplied by to have mean square 1.
@@ -92,11 +88,29 @@ def scale_preserving(ffn: FFN, *, key: mx.array | None = None) -> FFN:
     return ffn
 
 
+@lru_cache(maxsize=2)
+def unit_normal(offset: float = 0.0) -> tuple[mx.array, np.ndarray]:
+    """Nodes, exact in float32, and weights of sums over N(0, 1), which end at 1e-32.
+
+    Args:
+        offset: of the nodes, in their distance; 0.5 leaves 0 out, where a function
+            may jump.
+    """
+    nodes = (np.arange(-12 * 1024, 12 * 1024 + 1) + offset) / 1024
+    weights = np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi) / 1024
+    return mx.array(nodes, mx.float32), weights
+
+
+def mean_square(values: mx.array, weights: np.ndarray) -> float:
+    """Of a function's values at the nodes of `unit_normal`."""
+    return float(np.sum(np.array(values).astype(np.float64) ** 2 * weights))
+
+
 @lru_cache(maxsize=256)
 def _gain(unit: str | Variant) -> float:
-    nodes = mx.array(_NODES, mx.float32)
+    nodes, weights = unit_normal()
     if isinstance(unit, str) and unit in ACTIVATIONS:
-        return 1 / math.sqrt(_mean_square(ACTIVATIONS[unit].layer()(nodes)))
+        return 1 / math.sqrt(mean_square(ACTIVATIONS[unit].layer()(nodes), weights))
     variant = VARIANTS[unit] if isinstance(unit, str) else unit
     params = dict(variant.params)
     if variant.phi == "gelu_topk":
@@ -106,9 +120,4 @@ def _gain(unit: str | Variant) -> float:
     else:
         phi = PHI[variant.phi][0](nodes, params)
     psi = PSI[variant.psi][0](nodes, params)
-    return 1 / math.sqrt(_mean_square(phi) * _mean_square(psi))
-
-
-def _mean_square(values: mx.array) -> float:
-    """Under a unit normal, of values at the nodes."""
-    return float(np.sum(np.array(values).astype(np.float64) ** 2 * _DENSITY))
+    return 1 / math.sqrt(mean_square(phi, weights) * mean_square(psi, weights))

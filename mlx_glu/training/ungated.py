@@ -19,7 +19,7 @@ from ..layers import GatedMLP, RMSNorm
 from ..lean import plus
 from ..linear_layers import project
 from ..quantization import dtype_name
-from ..reference import PHI, PSI
+from ..reference import PHI, PSI, widen
 from ..tracing import is_shapeless
 from ..variants import VARIANTS
 from .xielu import XIELU
@@ -120,6 +120,26 @@ class MLP(nn.Module):
         return f"activation={self.activation.name}"
 
 
+def matched_width(name: str, hidden_dims: int) -> int:
+    """N at which a unit's block has the parameters of an ungated one.
+
+    Args:
+        name: as in :func:`feed_forward`.
+        hidden_dims: intermediate size of the ungated block.
+
+    Raises:
+        ValueError: two thirds of it are no whole number.
+    """
+    if name in ACTIVATIONS:
+        return hidden_dims
+    if hidden_dims % 3:
+        raise ValueError(
+            "[matched_width] hidden_dims is a multiple of 3, so that two thirds are "
+            f"whole, but is {hidden_dims}; take {hidden_dims - hidden_dims % 3}"
+        )
+    return 2 * hidden_dims // 3
+
+
 def feed_forward(
     name: str, dims: int, hidden_dims: int, *, bias: bool = False
 ) -> GatedMLP | MLP:
@@ -152,23 +172,19 @@ def _rounded_once(activation: Activation) -> Pointwise:
     assert derivative is not None
 
     def apply(x: mx.array) -> mx.array:
-        return value(_widen(x)).astype(x.dtype)
+        return value(widen(x)).astype(x.dtype)
 
     lean = mx.custom_function(apply)
 
     @lean.vjp
     def backward(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        return (_widen(cotangent) * derivative(_widen(x))).astype(x.dtype)
+        return (widen(cotangent) * derivative(widen(x))).astype(x.dtype)
 
     def run(x: mx.array) -> mx.array:
         # MLX cannot replay a custom function, as stock.glu_mul has it.
         return apply(x) if is_shapeless() else cast(mx.array, lean(x))
 
     return run
-
-
-def _widen(x: mx.array) -> mx.array:
-    return x.astype(mx.float32) if x.dtype.size < 4 else x
 
 
 def _of_gate(name: str, variant: str, source: str) -> Activation:
