@@ -190,6 +190,7 @@ def test_a_place_without_files_is_found_first(capsys, tmp_path, names, monkeypat
     assert stopped.value.code == 2
     said = capsys.readouterr()
     assert "text" in said.err.splitlines()[-1]
+    assert "--out text cannot be a folder" in said.err
     assert said.out == ""
 
 

@@ -112,7 +112,12 @@ def _open(args: argparse.Namespace, name: str, settings: Any) -> Any:
     from ..science.running import open_rows
 
     path = Path(args.out) / (f"{name}.jsonl" if args.full else f"{name}-quick.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {args.out} cannot be a folder: {error.strerror}; name another"
+        ) from error
     check_path("--out", path)
     return open_rows(path, name, settings)
 
